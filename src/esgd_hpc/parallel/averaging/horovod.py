@@ -1,0 +1,65 @@
+"""Gradient averaging by Horovod: one independent Horovod world per group.
+
+One flat buffer is one message, and tensor fusion is off: with fusion, three or more ranks could
+sum in another order from run to run. Horovod wakes every cycle time; its default of 1 ms costs
+more than a small message takes, so it is shortened unless the user has set it.
+"""
+
+import importlib.util
+import os
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from esgd_hpc.errors import InputError
+
+
+def is_installed() -> bool:
+    """Tell whether Horovod can be imported here, without importing it."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+class HorovodAveraging:
+    """Collectives of a group over Horovod. A process has one Horovod session at a time."""
+
+    name = "horovod"
+
+    def __init__(self, group: MPI.Comm) -> None:
+        if not is_installed():
+            raise InputError(
+                'topology.gradient_averaging = "horovod": Horovod is not installed here; build it'
+                " with `cmake --workflow --preset cluster`, or choose torch or mpi"
+            )
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise InputError(
+                'topology.gradient_averaging = "horovod" needs MPI_THREAD_MULTIPLE, this MPI gives'
+                f" level {MPI.Query_thread()} of {MPI.THREAD_MULTIPLE}; use an MPI library built"
+                " with it, or choose torch or mpi"
+            )
+        os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+        import horovod.torch as hvd
+
+        hvd.init(comm=group)
+        self._hvd = hvd
+        self.rank = group.rank
+        self.size = group.size
+
+    def broadcast(self, flat: Tensor) -> None:
+        self._hvd.broadcast_(flat, root_rank=0, name="weights")
+
+    def sum(self, flat: Tensor) -> None:
+        self._hvd.allreduce_(flat, op=self._hvd.Sum, name=f"sum.{flat.numel()}")
+
+    def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        total = self._hvd.allreduce(
+            torch.from_numpy(values), op=self._hvd.Sum, name=f"metrics.{values.size}"
+        )
+        result: npt.NDArray[np.float64] = total.numpy()
+        return result
+
+    def close(self) -> None:
+        self._hvd.shutdown()

@@ -1,0 +1,62 @@
+"""The world of ranks, split into groups: the only place where communicators are made and freed.
+
+    world   all ranks
+    group   the ranks that train one individual together, data-parallel; rank 0 of it is its leader
+    peers   the ranks that hold the same place in their groups; for leaders: all leaders.
+            Weights travel over it. Every rank has one, so that no rank holds a missing communicator.
+
+Groups are consecutive ranks, so that on usual placements a group shares a node.
+"""
+
+from types import TracebackType
+from typing import Self
+
+from mpi4py import MPI
+
+from esgd_hpc.errors import InputError
+
+
+class Topology:
+    """The communicators of one run; free them with `close` or a `with` block.
+
+    Making one is collective over `world`, which stays the caller's.
+    """
+
+    def __init__(self, world: MPI.Comm, ranks_per_group: int) -> None:
+        if world.size % ranks_per_group:
+            lower = world.size - world.size % ranks_per_group
+            starts = f"{lower} or {lower + ranks_per_group}" if lower else f"{ranks_per_group}"
+            raise InputError(
+                f"world size {world.size} is not a multiple of topology.ranks_per_group"
+                f" {ranks_per_group}; start {starts} ranks, or set topology.ranks_per_group = 1"
+            )
+        self.world = world
+        self.ranks_per_group = ranks_per_group
+        self.num_groups = world.size // ranks_per_group
+        self.group_number, place = divmod(world.rank, ranks_per_group)
+        self.group = world.Split(self.group_number, place)
+        self.peers = world.Split(place, self.group_number)
+        node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+        self.local_rank = node.rank
+        node.Free()
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank holds the weights of its group's individuals."""
+        return self.group.rank == 0
+
+    def close(self) -> None:
+        """Free the communicators. Collective over `world`."""
+        self.peers.Free()
+        self.group.Free()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
