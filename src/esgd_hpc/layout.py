@@ -33,6 +33,8 @@ class Layout(msgspec.Struct, frozen=True):
     """All tensors of a network in the order in which they lie in the flat vector."""
 
     entries: tuple[Entry, ...]
+    aliases: dict[str, str] = {}
+    """Other names in `state_dict` of tied tensors, to the name that their entry has."""
 
     @property
     def num_parameters(self) -> int:

@@ -91,3 +91,24 @@ class Population(msgspec.Struct, kw_only=True):
     def owned_by(self, group: int) -> list[Individual]:
         """Return the individuals of one group in uid order."""
         return [i for i in self.individuals if self.owner[i.uid] == group]
+
+
+class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the history keeps of one generation; generation 0 is the initial population."""
+
+    generation: int
+    best: float
+    elite_average: float
+    """m-elitist average fitness (Definition 1)."""
+    median: float
+    worst: float
+    elite_offspring_fraction: float
+    """Share of the m-elite that are children of this generation (Figure 2)."""
+    best_uid: int
+    best_optimizer: str
+    """"sgd" or "adam" of its last SGD step, empty before the first."""
+    best_learning_rate: float
+    theorem_1_holds: bool
+    """Whether `elite_average` did not rise against the generation before."""
+    seconds: dict[str, float]
+    """Wall time by phase: sgd, evolution, checkpoint (of the one written before this row)."""

@@ -1,7 +1,8 @@
 """Ranks agree before they act: an error on one rank becomes the same error on every rank."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from mpi4py import MPI
 
@@ -48,6 +49,35 @@ def on_root(comm: MPI.Comm, doing: str, action: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+class Closable(Protocol):
+    """Something that ranks close together."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@contextmanager
+def closed_together(thing: C) -> Iterator[C]:
+    """Close the thing at the end, also after an EsgdError, which every rank raises.
+
+    After any other exception it stays open: closing is collective and the other ranks would
+    not come, so this rank must go on to abort the world.
+    """
+    try:
+        yield thing
+    except EsgdError:
+        thing.close()
+        raise
+    thing.close()
+
+
+def first_told(comm: MPI.Comm, text: str) -> str:
+    """Return the text of the first rank that has one, on every rank. Collective over `comm`."""
+    return next((told for told in comm.allgather(text) if told), "")
 
 
 def _told(error: Exception, doing: str, rank: int) -> RunError:

@@ -8,16 +8,13 @@
 Groups are consecutive ranks, so that on usual placements a group shares a node.
 """
 
-from types import TracebackType
-from typing import Self
-
 from mpi4py import MPI
 
 from esgd_hpc.errors import InputError
 
 
 class Topology:
-    """The communicators of one run; free them with `close` or a `with` block.
+    """The communicators of one run, until `close` frees them.
 
     Making one is collective over `world`, which stays the caller's.
     """
@@ -49,14 +46,3 @@ class Topology:
         """Free the communicators. Collective over `world`."""
         self.peers.Free()
         self.group.Free()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

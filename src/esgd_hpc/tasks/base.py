@@ -62,11 +62,6 @@ class Task:
         """Return the training batch changed at random, from torch's global generator."""
         return batch
 
-    def num_samples(self, batch: Batch) -> int:
-        """Return how many samples a batch holds; the length of its first tensor by default."""
-        first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-        return len(first)
-
 
 class ClassificationTask(Task):
     """A task whose batches are (inputs, class numbers): cross-entropy, and the error rate."""

@@ -1,0 +1,459 @@
+"""The Python entry: a recipe, a communicator and a task in; a population, its history and best model out.
+
+`esgd run` does no more than this module; programs that hold a communicator and notebooks call `run`.
+"""
+
+import logging
+import os
+import platform
+import shlex
+import socket
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from esgd_hpc import rng
+from esgd_hpc.checkpoint.export import read_state_dict, vector_from
+from esgd_hpc.checkpoint.reader import Checkpoint, newest_valid, open_checkpoint
+from esgd_hpc.checkpoint.writer import write_checkpoint
+from esgd_hpc.config import Drawn, Recipe, differing_keys, recipe_data
+from esgd_hpc.driver import Setting, evolve, generation_row
+from esgd_hpc.errors import InputError
+from esgd_hpc.evolution.operators import mutate
+from esgd_hpc.evolution.step import Anchor
+from esgd_hpc.genome import Genome
+from esgd_hpc.layout import Layout
+from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.parallel import averaging
+from esgd_hpc.parallel.agreement import closed_together, first_told, on_root, together
+from esgd_hpc.parallel.averaging import Averaging
+from esgd_hpc.parallel.exchange import send_to_all
+from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import GenerationRow, Individual, Population, Weights
+from esgd_hpc.progress import Progress, Silent
+from esgd_hpc.sgd.optimizers import drawn_hyperparameters
+from esgd_hpc.sgd.step import gather_records, refuse_if_all_failed
+from esgd_hpc.tasks import load_task
+from esgd_hpc.tasks.base import Task
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger(__name__)
+
+Resume = Literal["auto", "never", "require"]
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run leaves; complete on every rank but for the population's weights."""
+
+    finished: bool
+    """False if the run was asked to stop before its last generation."""
+    population: Population
+    history: list[GenerationRow]
+    best: Individual
+    best_weights: Weights
+    """Flat vector of the best individual, shape [P]."""
+    layout: Layout
+    task: Task
+    output: Path | None
+    """Folder of the checkpoints, None if none were written."""
+
+    def best_model(self) -> nn.Module:
+        """Return the best individual as a module on the CPU, in evaluation mode."""
+        genome = Genome(self.task.model())
+        genome.load(self.best_weights)
+        return genome.module.eval()
+
+
+def run(
+    recipe: Recipe,
+    comm: "MPI.Comm",
+    *,
+    task: Task | None = None,
+    output: Path | str | None = None,
+    resume: Resume = "auto",
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Train the population that the recipe describes over the ranks of `comm`.
+
+    Collective over `comm`, with the same arguments on every rank. `task` replaces the recipe's;
+    `output` is the folder of the checkpoints, none are written without it; a run already there goes
+    on from its newest complete generation unless `resume` says otherwise. `should_stop` is asked
+    after each generation; True on any rank ends the run at a checkpoint.
+
+    Raises InputError and RunError on every rank together.
+    """
+    progress = progress or Silent()
+    folder = Path(output) if output is not None else None
+    with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
+        found = on_root(comm, "looking for checkpoints", lambda: _find(recipe, folder, resume))
+        for note in found.notes:
+            progress.note(note)
+        device = together(comm, "choosing a device", lambda: _device(recipe, topology))
+        with closed_together(_start_averaging(recipe, topology, device)) as group:
+            task = task or together(
+                comm,
+                f"loading task {recipe.task}",
+                lambda: load_task(recipe.task, recipe.task_options),
+            )
+            learner, hyperparameters = _build(task, recipe, topology, group, device)
+            progress.note(_headline(recipe, topology, group.name, device, learner.layout))
+            anchor = _anchor(recipe, topology, learner)
+            save = _saver(recipe, topology, learner.layout, folder)
+
+            def report(population: Population, history: list[GenerationRow]) -> None:
+                progress.generation(recipe, population, history)
+
+            if found.path is not None:
+                population, history = _restore(found.path, topology, learner.layout)
+            else:
+                population = _initialize(recipe, topology, learner)
+                history = [generation_row(population, None, recipe, {})]
+                save(population, history)
+                report(population, history)
+            setting = Setting(
+                recipe=recipe,
+                hyperparameters=hyperparameters,
+                topology=topology,
+                learner=learner,
+                anchor=anchor,
+                save=save,
+                report=report,
+                should_stop=should_stop,
+            )
+            finished = evolve(population, history, setting)
+            best = population.best()
+            return RunResult(
+                finished=finished,
+                population=population,
+                history=history,
+                best=best,
+                best_weights=send_to_all(
+                    comm,
+                    population.weights.get(best.uid),
+                    population.owner[best.uid] * topology.ranks_per_group,
+                    learner.layout.size,
+                ),
+                layout=learner.layout,
+                task=task,
+                output=folder,
+            )
+
+
+def plan(recipe: Recipe, comm: "MPI.Comm", *, output: Path | str | None = None) -> str:
+    """Return what `run` would do, in words, after the checks that it would make. Collective.
+
+    Loads the task and builds its model, but trains nothing and writes nothing.
+    """
+    folder = Path(output) if output is not None else None
+    with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
+        found = on_root(comm, "looking for checkpoints", lambda: _find(recipe, folder, "auto"))
+        device = together(comm, "choosing a device", lambda: _device(recipe, topology))
+        with closed_together(_start_averaging(recipe, topology, device)) as group:
+            task = together(
+                comm,
+                f"loading task {recipe.task}",
+                lambda: load_task(recipe.task, recipe.task_options),
+            )
+            learner, hyperparameters = _build(task, recipe, topology, group, device)
+            layout = learner.layout
+            name = group.name
+    mebibytes = layout.size * 4 / 2**20
+    own = -(-recipe.num_parents // topology.num_groups)
+    largest = max(_numbers(recipe.evolution.parents_per_child))
+    lines = [
+        _headline(recipe, topology, name, device, layout),
+        f"one individual: {layout.size:,} values, {mebibytes:.3g} MiB",
+        f"a leader holds at most {2 * own + largest + 1} individuals while it exchanges:"
+        f" {(2 * own + largest + 1) * mebibytes:.3g} MiB",
+        f"one checkpoint: {recipe.num_parents * mebibytes:.3g} MiB in {folder},"
+        f" {recipe.checkpoint.keep} are kept",
+        "a draw covers: "
+        + ", ".join(["optimizer", "learning rate", "momentum", *sorted(hyperparameters)]),
+        *found.notes,
+        "recipe: " + msgspec.json.encode(recipe_data(recipe)).decode(),
+    ]
+    return "\n".join(lines)
+
+
+def _numbers(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else value
+
+
+# Setting up ---------------------------------------------------------------------------------------
+
+
+def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -> Averaging:
+    chosen = together(
+        topology.world,
+        "choosing gradient averaging",
+        lambda: averaging.resolve(recipe.topology.gradient_averaging, device.type),
+    )
+    return averaging.start(topology.world.bcast(chosen), topology.group, device.type)
+
+
+def _build(
+    task: Task, recipe: Recipe, topology: Topology, group: Averaging, device: torch.device
+) -> tuple[Learner, dict[str, Drawn]]:
+    return together(
+        topology.world,
+        f"building the model and data of task {recipe.task}",
+        lambda: (
+            Learner(task, recipe, group, device),
+            drawn_hyperparameters(recipe, task.hyperparameters),
+        ),
+    )
+
+
+def _saver(
+    recipe: Recipe, topology: Topology, layout: Layout, folder: Path | None
+) -> Callable[[Population, list[GenerationRow]], None]:
+    """Return what writes a checkpoint, or does nothing without a folder."""
+    provenance = _provenance()
+
+    def save(population: Population, history: list[GenerationRow]) -> None:
+        if folder is not None:
+            write_checkpoint(
+                folder,
+                population,
+                layout,
+                recipe,
+                history,
+                topology,
+                keep=recipe.checkpoint.keep,
+                provenance=provenance,
+            )
+
+    return save
+
+
+# Where to start -----------------------------------------------------------------------------------
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """What rank 0 found in the output folder, and says about it."""
+
+    path: Path | None
+    notes: list[str]
+
+
+def _find(recipe: Recipe, folder: Path | None, resume: Resume) -> _Found:
+    """Choose the checkpoint to go on from. On rank 0 only."""
+    if folder is None:
+        return _Found(None, [])
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder}: is a file; name a folder")
+    path, notes = newest_valid(folder)
+    if path is None:
+        if resume == "require":
+            raise InputError(
+                f"--resume require: no complete generation in {folder}"
+                + "".join(f"; {note}" for note in notes)
+            )
+        return _Found(None, notes)
+    if resume == "never":
+        raise InputError(
+            f"--resume never: {folder} already holds a run ({path.name}); name another --output"
+        )
+    checkpoint = open_checkpoint(path)
+    different = differing_keys(checkpoint.recipe, recipe_data(recipe))
+    if different:
+        raise InputError(
+            f"--output {folder} holds a run of another recipe ({'; '.join(different)});"
+            " name another --output, or give it the same recipe"
+        )
+    if checkpoint.ranks_per_group != recipe.topology.ranks_per_group:
+        notes.append(
+            f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
+            f" {checkpoint.ranks_per_group}: last bits may differ"
+        )
+    last = recipe.last_generation
+    done = " and complete" if checkpoint.generation >= last else ""
+    notes.append(f"{path} is verified{done}; going on from generation {checkpoint.generation}")
+    return _Found(path, notes)
+
+
+def _restore(
+    path: Path, topology: Topology, layout: Layout
+) -> tuple[Population, list[GenerationRow]]:
+    """Read a checkpoint; each leader reads the weights that it will own."""
+
+    def read() -> tuple[Population, list[GenerationRow]]:
+        checkpoint: Checkpoint = open_checkpoint(path)
+        if checkpoint.layout != layout:
+            raise InputError(
+                f"{path}: the task's model differs from the one in the checkpoint"
+                f" ({layout.size} values instead of {checkpoint.layout.size}, or other tensors);"
+                " use the task as it was, or another --output"
+            )
+        individuals = checkpoint.individuals
+        owner = _deal(individuals, topology)
+        mine = [i.uid for i in individuals if owner[i.uid] == topology.group_number]
+        population = Population(
+            generation=checkpoint.generation,
+            individuals=individuals,
+            owner=owner,
+            next_uid=checkpoint.next_uid,
+            weights=checkpoint.read_weights(mine) if topology.is_leader else {},
+        )
+        return population, checkpoint.history
+
+    return together(topology.world, f"reading {path}", read)
+
+
+def _initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Population:
+    """Make and score the initial population Psi^(0)."""
+    individuals = [_newborn(recipe, uid) for uid in range(recipe.num_parents)]
+    population = Population(
+        generation=0,
+        individuals=individuals,
+        owner=_deal(individuals, topology),
+        next_uid=recipe.num_parents + 1,  # one for the anchor
+        weights={},
+    )
+    mine = population.owned_by(topology.group_number)
+
+    def weights() -> dict[int, Weights]:
+        if not topology.is_leader:
+            return {}
+        make = _weights_maker(recipe, learner)
+        return {individual.uid: make(individual) for individual in mine}
+
+    population.weights = together(topology.world, "making the initial population", weights)
+    scored = []
+    for individual in mine:
+        learner.load(population.weights.get(individual.uid))
+        scored.append(_score(individual, topology, learner))
+    population.individuals = gather_records(topology, scored if topology.is_leader else [])
+    refuse_if_all_failed(population.individuals, "the initial population")
+    return population
+
+
+def _newborn(recipe: Recipe, uid: int) -> Individual:
+    if recipe.population.initialization == "random":
+        return Individual(uid=uid, fitness=np.inf)
+    return Individual(
+        uid=uid,
+        fitness=np.inf,
+        noise_seed=str(rng.key(recipe.seed, 0, 0, uid, rng.Purpose.PERTURBATION)),
+        sigma=recipe.population.perturbation_strength,
+    )
+
+
+def _weights_maker(recipe: Recipe, learner: Learner) -> Callable[[Individual], Weights]:
+    """Return what makes an individual of the initial population (section 3.3)."""
+    if recipe.population.initialization == "random":
+        return lambda individual: learner.new_weights(individual.uid)
+    path = recipe.population.initial_weights
+    base = _read_weights(path, learner.layout) if path else learner.new_weights(0)
+
+    def perturbed(individual: Individual) -> Weights:
+        weights = base.copy()
+        mutate(weights, int(individual.noise_seed), individual.sigma, learner.layout)
+        return weights
+
+    return perturbed
+
+
+def _anchor(recipe: Recipe, topology: Topology, learner: Learner) -> Anchor | None:
+    """Read and score the anchor, if the recipe has one; its uid follows the initial population's."""
+    path = recipe.anchor.weights
+    if not path:
+        return None
+    weights = together(
+        topology.world,
+        "reading the anchor",
+        lambda: _read_weights(path, learner.layout) if topology.is_leader else None,
+    )
+    learner.load(weights)
+    record = _score(
+        Individual(uid=recipe.num_parents, fitness=np.inf, origin="anchor"), topology, learner
+    )
+    if record.failure:
+        raise InputError(f"anchor.weights = {path}: scoring it failed: {record.failure}")
+    return Anchor(record, weights)
+
+
+def _score(individual: Individual, topology: Topology, learner: Learner) -> Individual:
+    """Return the record of the loaded individual with its fitness. Collective over the group."""
+    try:
+        score = learner.score()
+    except IndividualFailed as error:
+        failure = first_told(topology.group, str(error))
+        log.warning("individual %d failed: %s", individual.uid, failure)
+        return msgspec.structs.replace(individual, failure=failure)
+    failure = "" if np.isfinite(score.fitness) else "the loss is not finite"
+    return msgspec.structs.replace(
+        individual, fitness=score.fitness, metrics=score.metrics, failure=failure
+    )
+
+
+def _read_weights(path: str, layout: Layout) -> Weights:
+    weights: Weights = vector_from(layout, read_state_dict(Path(path)), path)
+    return weights
+
+
+def _deal(individuals: list[Individual], topology: Topology) -> dict[int, int]:
+    """Give the individuals to the groups in turn."""
+    return {i.uid: place % topology.num_groups for place, i in enumerate(individuals)}
+
+
+# What is known of the run -------------------------------------------------------------------------
+
+
+def _device(recipe: Recipe, topology: Topology) -> torch.device:
+    """Choose this rank's device: its GPU by local rank, or the CPU."""
+    setting = recipe.topology.device
+    available = torch.cuda.is_available()
+    if setting == "cuda" and not available:
+        raise InputError(
+            'topology.device = "cuda": torch finds no GPU on a rank; ask the scheduler for GPUs,'
+            ' install a CUDA build of torch, or set topology.device = "cpu"'
+        )
+    if setting == "cpu" or not available:
+        return torch.device("cpu")
+    if recipe.topology.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _headline(
+    recipe: Recipe, topology: Topology, name: str, device: torch.device, layout: Layout
+) -> str:
+    offspring = f", {recipe.population.offspring} offspring" if recipe.method == "esgd" else ""
+    how = f" of {topology.ranks_per_group} ranks averaging by {name}"
+    return (
+        f"task {recipe.task}, method {recipe.method}: {recipe.num_parents} individuals of"
+        f" {layout.num_parameters:,} parameters{offspring}, {recipe.generations} generations;"
+        f" {topology.num_groups} groups{how if topology.ranks_per_group > 1 else ' of 1 rank'}"
+        f" on {device.type}"
+    )
+
+
+def _provenance() -> dict[str, str]:
+    """Return what made the run, for its files."""
+    return {
+        "command": shlex.join(sys.argv),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("esgd-hpc", "torch", "numpy", "mpi4py", "h5py")},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"

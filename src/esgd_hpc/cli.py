@@ -1,0 +1,125 @@
+"""The command line: which command was asked for, with what. Imports nothing heavy itself."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from esgd_hpc.errors import EsgdError, InputError
+
+DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
+
+EXIT_STATUS = """\
+exit status:
+  0   done
+  1   the run failed, or verify found damage
+  2   bad input
+  99  stopped early at a complete checkpoint; start the same command again to go on
+"""
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
+"""Where launchers say which rank this is; read only to print a message once, before MPI is up."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises InputError instead of printing usage from every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = _Parser(
+        prog="esgd",
+        description=DESCRIPTION,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="train a population, alone or under mpirun or srun")
+    run.add_argument("recipe", metavar="RECIPE", help="a recipe's name or a TOML file")
+    run.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace a key of the recipe, such as sgd.epochs=2; VALUE is TOML",
+    )
+    run.add_argument(
+        "--output", metavar="DIR", help="folder of the run's files (default: runs/RECIPE)"
+    )
+    run.add_argument(
+        "--resume",
+        choices=("auto", "never", "require"),
+        default="auto",
+        help="go on from a checkpoint in DIR: where there is one, never, or fail without",
+    )
+    run.add_argument("--dry-run", action="store_true", help="show what would run, train nothing")
+    run.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="what each rank logs to standard error, with its rank and group",
+    )
+
+    inspect = commands.add_parser("inspect", help="show a run's history and population")
+    inspect.add_argument("run", metavar="RUN", help="folder of a run, or of one generation")
+    inspect.add_argument("--generation", metavar="N", type=int, help="default: the newest")
+    inspect.add_argument("--json", action="store_true", help="one JSON object, fit for programs")
+
+    verify = commands.add_parser("verify", help="read every byte of a run's checkpoints")
+    verify.add_argument("run", metavar="RUN", help="folder of a run, or of one generation")
+    verify.add_argument("--json", action="store_true", help="one JSON object, fit for programs")
+
+    export = commands.add_parser("export", help="write an individual as an ordinary weights file")
+    export.add_argument("run", metavar="RUN", help="folder of a run, or of one generation")
+    export.add_argument("--individual", metavar="UID", default="best", help="default: best")
+    export.add_argument("--generation", metavar="N", type=int, help="default: the newest")
+    export.add_argument(
+        "--output", metavar="FILE", required=True, help="FILE.safetensors or FILE.pt"
+    )
+
+    commands.add_parser("recipes", help="list the recipes that come with esgd")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        arguments = parser().parse_args(argv)
+        if arguments.version:
+            from importlib import metadata
+
+            print(f"esgd {metadata.version('esgd-hpc')}")
+            return 0
+        if arguments.command is None:
+            raise InputError("a command is missing; see `esgd --help`")
+        status: int = import_module(f"esgd_hpc.commands.{arguments.command}").execute(arguments)
+        return status
+    except EsgdError as error:
+        print_error(error, launched_rank())
+        return error.exit_status
+    except BrokenPipeError:  # `esgd inspect RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(error: EsgdError, rank: int) -> None:
+    """Print the message once over all ranks: on rank 0."""
+    if rank == 0:
+        print(f"esgd: error: {error}", file=sys.stderr, flush=True)
+
+
+def launched_rank() -> int:
+    """Return this process's rank by its launcher's word; 0 if it was not launched."""
+    for name in RANK_VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return 0

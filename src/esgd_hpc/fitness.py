@@ -1,0 +1,88 @@
+"""The score of the network at hand: the loss over fixed batches, shared by the ranks of the group.
+
+Every batch is scored whole by one rank and the group sums one vector in which each place has one
+contributor, so neither the number of ranks nor of groups can change a bit of the result.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from esgd_hpc.data.batches import fetch, fixed_batches, length
+from esgd_hpc.population import finite_fitness
+from esgd_hpc.tasks.base import Batch, Data
+
+
+class Score(msgspec.Struct, frozen=True):
+    """What scoring found; the same on every rank of the group."""
+
+    fitness: float
+    """Mean loss over the samples, float64; +inf for NaN, infinity and failure."""
+    metrics: dict[str, float]
+    """Means over the samples of all else that the task's `score` gives."""
+    failed: bool
+    """Whether a rank of the group could not score its batches."""
+
+
+class Scorer(Protocol):
+    """The method of a task that `evaluate` calls."""
+
+    def score(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]: ...
+
+
+class MetricSum(Protocol):
+    """The part of the group's collectives that `evaluate` needs, see `parallel.averaging`."""
+
+    rank: int
+    size: int
+
+    def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+
+
+def evaluate(
+    model: nn.Module,
+    task: Scorer,
+    data: Data,
+    batch_size: int,
+    names: Sequence[str],
+    group: MetricSum,
+    device: torch.device,
+    failure: Exception | None = None,
+) -> tuple[Score, Exception | None]:
+    """Score the model; return the score of the group, and what went wrong on this rank.
+
+    Collective over the group. `names` are what the task's `score` gives, "loss" first. A rank that
+    comes with a `failure` computes nothing and makes the score a failed one.
+    """
+    batches = fixed_batches(length(data), batch_size)
+    sums = np.zeros((len(batches), len(names)), dtype=np.float64)
+    mine = range(group.rank, len(batches), group.size)
+    if failure is None:
+        try:
+            model.eval()
+            with torch.no_grad():
+                found = []
+                for batch in fetch(data, [batches[place] for place in mine], device):
+                    scores = task.score(model, batch)
+                    found.append(torch.stack([scores[name].detach().double() for name in names]))
+                if found:
+                    sums[mine] = torch.stack(found).cpu().numpy()
+                    sums[mine] *= [[len(batches[place])] for place in mine]
+        except Exception as error:
+            failure = error
+            sums[:] = 0.0
+    total = group.sum_metrics(np.append(sums.ravel(), float(failure is not None)))
+    failed = total[-1] > 0.0
+    columns = total[:-1].reshape(sums.shape).T
+    means = {
+        name: math.fsum(column) / length(data) if np.isfinite(column).all() else math.nan
+        for name, column in zip(names, columns, strict=True)
+    }
+    fitness = math.inf if failed else finite_fitness(means.pop("loss"))
+    return Score(fitness, {} if failed else means, failed), failure

@@ -1,0 +1,299 @@
+"""The group's one network, into which any individual's weights are loaded to be trained or scored.
+
+Ranks of a group call the collective methods together. An exception on one of them becomes
+`IndividualFailed` on all: a rank that failed goes on taking part with zeros and a flag that travels
+at the end of the flat gradient.
+"""
+
+import copy
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esgd_hpc import rng
+from esgd_hpc.config import Recipe
+from esgd_hpc.data.batches import fetch, length, to_device, training_shards
+from esgd_hpc.errors import InputError
+from esgd_hpc.fitness import MetricSum, Score, evaluate
+from esgd_hpc.genome import Genome, weights_of
+from esgd_hpc.population import Draw, HyperparameterValue, Weights
+from esgd_hpc.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+class Group(MetricSum, Protocol):
+    """The group's collectives, see `parallel.averaging.Averaging`."""
+
+    def broadcast(self, flat: Tensor) -> None: ...
+
+    def sum(self, flat: Tensor) -> None: ...
+
+
+class IndividualFailed(Exception):
+    """Training or scoring this individual failed on some rank of the group; raised on all of them."""
+
+
+class Snapshot:
+    """Weights and optimizer state to back off to."""
+
+    def __init__(self, flat: Tensor, optimizer: dict[str, Any] | None) -> None:
+        self.flat = flat
+        self.optimizer = optimizer
+
+
+class Learner:
+    """Trains and scores one individual at a time over the ranks of one group."""
+
+    def __init__(self, task: Task, recipe: Recipe, group: Group, device: torch.device) -> None:
+        self._task = task
+        self._recipe = recipe
+        self._group = group
+        self._device = device
+        torch.set_num_threads(recipe.topology.threads_per_rank)
+        self._training = to_device(task.training, device)
+        fitness_data = task.training if recipe.fitness.data == "training" else task.validation
+        self._fitness_data = (
+            self._training if fitness_data is task.training else to_device(fitness_data, device)
+        )
+        self.num_training_samples = length(self._training)
+        length(self._fitness_data)
+        self._seed_torch(0, 0, 0, rng.Purpose.INITIAL_WEIGHTS)
+        self._model = task.model().to(device)
+        self._genome = Genome(self._model)
+        self.layout = self._genome.layout
+        self._parameters = list(self._genome.parameters.values())
+        self._score_names = self._try_score()
+        if group.size > 1:
+            # [ gradient | one count per parameter of ranks that have one | number of failed ranks ]
+            count = len(self._parameters)
+            self._gradient = torch.zeros(
+                self.layout.num_parameters + count + 1, dtype=torch.float32, device=device
+            )
+            parts = self._gradient.split([p.numel() for p in self._parameters] + [count, 1])
+            self._gradient_views = [
+                part.view(p.shape) for part, p in zip(parts, self._parameters, strict=False)
+            ]
+            self._counts, self._failures = parts[-2], parts[-1]
+
+    # Individuals ----------------------------------------------------------------------------------
+
+    def new_weights(self, uid: int) -> Weights:
+        """Return the weights of a new random network, shape [P]; the same for the same uid."""
+        self._seed_torch(0, 0, uid, rng.Purpose.INITIAL_WEIGHTS)
+        return weights_of(self._task.model().to(self._device))
+
+    def load(self, weights: Weights | None) -> None:
+        """Load an individual, given on the leader alone. Collective over the group."""
+        if weights is not None:
+            self._genome.load(weights)
+        self._group.broadcast(self._genome.flat)
+        if weights is None:
+            self._genome.flat_changed()
+
+    def weights(self) -> Weights:
+        """Return a copy of the loaded individual's weights, shape [P]."""
+        return self._genome.store()
+
+    def snapshot(self, optimizer: torch.optim.Optimizer | None = None) -> Snapshot:
+        """Keep the loaded weights and the optimizer's state, to come back to with `restore`."""
+        self._genome.gather()
+        state = copy.deepcopy(optimizer.state_dict()) if optimizer else None
+        return Snapshot(self._genome.flat.clone(), state)
+
+    def restore(self, saved: Snapshot, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Bring weights, buffers and optimizer state back to those of the snapshot."""
+        self._genome.gather()
+        self._genome.flat.copy_(saved.flat)
+        self._genome.flat_changed()
+        if optimizer is not None and saved.optimizer is not None:
+            optimizer.load_state_dict(saved.optimizer)
+
+    # Training -------------------------------------------------------------------------------------
+
+    def optimizer(self, draw: Draw) -> torch.optim.Optimizer:
+        """Return a new optimizer for the loaded individual, with the drawn hyper-parameters."""
+        if draw.optimizer == "adam":
+            return torch.optim.Adam(
+                self._parameters,
+                lr=draw.learning_rate,
+                betas=(0.9, 0.999),
+                weight_decay=draw.weight_decay,
+            )
+        return torch.optim.SGD(
+            self._parameters,
+            lr=draw.learning_rate,
+            momentum=draw.momentum,
+            nesterov=draw.nesterov,
+            weight_decay=draw.weight_decay,
+        )
+
+    def configure(self, hyperparameters: Mapping[str, HyperparameterValue]) -> None:
+        """Apply what was drawn for the task to the model."""
+        self._task.configure(self._model, hyperparameters)
+
+    def train_epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        generation: int,
+        epoch: int,
+        uid: int,
+    ) -> Score:
+        """Train the loaded individual for one epoch, then score it. Collective over the group.
+
+        Raises IndividualFailed on every rank of the group if one of them failed.
+        """
+        seed = self._recipe.seed
+        order = rng.stream(seed, generation, epoch, uid, rng.Purpose.SAMPLE_ORDER).permutation(
+            self.num_training_samples
+        )
+        shards = training_shards(order, batch_size, self._group.rank, self._group.size)
+        self._seed_torch(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
+        self._model.train()
+        failure: Exception | None = None
+        batches = iter(fetch(self._training, [indices for indices, _ in shards], self._device))
+        for indices, total in shards:
+            optimizer.zero_grad(set_to_none=True)
+            if failure is None:
+                try:
+                    batch = next(batches)
+                    if batch is not None:
+                        loss = self._task.loss(self._model, self._task.augment(batch))
+                        # Weighted by samples, so that an uneven last batch is averaged rightly.
+                        share = len(indices) / total
+                        (loss if share == 1.0 else loss * share).backward()
+                except Exception as error:
+                    failure = error
+            if self._group.size > 1:
+                self._average_gradient(failure)
+            elif failure is not None:
+                raise self._failed(failure)
+            if failure is None:
+                try:
+                    optimizer.step()
+                except Exception as error:
+                    failure = error
+        self._average_buffers()
+        return self._score(failure)
+
+    def score(self, *, recalibrate: bool = False) -> Score:
+        """Score the loaded individual, after estimating its BatchNorm statistics anew if asked.
+
+        Collective over the group; raises IndividualFailed on every rank of it.
+        """
+        failure: Exception | None = None
+        if recalibrate:
+            try:
+                self._recalibrate()
+            except Exception as error:
+                failure = error
+        return self._score(failure)
+
+    def recalibrated(self, weights: Weights) -> Weights:
+        """Return the weights with BatchNorm statistics as `score(recalibrate=True)` saw them."""
+        self._genome.load(weights)
+        self._recalibrate()
+        return self._genome.store()
+
+    # Inside ---------------------------------------------------------------------------------------
+
+    def _recalibrate(self) -> None:
+        """Estimate BatchNorm statistics on training data; each rank for itself, to the same bits."""
+        norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        recipe = self._recipe
+        order = rng.stream(recipe.seed, 0, 0, 0, rng.Purpose.RECALIBRATION).permutation(
+            self.num_training_samples
+        )
+        batch_size = int(recipe.sgd.batch_size.low)
+        shards = training_shards(order, batch_size, 0, 1)[: recipe.evolution.recalibration_batches]
+        momenta = [norm.momentum for norm in norms]
+        self._model.eval()
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain mean over all batches
+                norm.train()
+            with torch.no_grad():
+                for batch in fetch(self._training, [i for i, _ in shards], self._device):
+                    self._task.loss(self._model, batch)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    def _average_gradient(self, failure: Exception | None) -> None:
+        """Sum the weighted gradients of the group and the flags behind them."""
+        with torch.no_grad():
+            self._gradient.zero_()
+            if failure is None:
+                grads = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
+                torch._foreach_copy_([self._gradient_views[i] for i in grads], [*grads.values()])
+                self._counts[[*grads]] = 1.0
+            else:
+                self._failures.fill_(1.0)
+            self._group.sum(self._gradient)
+            *counts, failures = self._gradient[self.layout.num_parameters :].tolist()
+        if failures:
+            raise self._failed(failure)
+        for parameter, view, count in zip(
+            self._parameters, self._gradient_views, counts, strict=True
+        ):
+            # As in plain PyTorch, the optimizer leaves a parameter without gradient alone.
+            parameter.grad = view if count else None
+
+    def _average_buffers(self) -> None:
+        """Make the floating buffers (BatchNorm statistics) the mean over the group's."""
+        if self._group.size == 1 or self.layout.num_parameters == self.layout.num_floats:
+            return
+        self._genome.gather()
+        buffers = self._genome.floating_buffers()
+        self._group.sum(buffers)
+        buffers /= self._group.size
+
+    def _score(self, failure: Exception | None) -> Score:
+        score, failure = evaluate(
+            self._model,
+            self._task,
+            self._fitness_data,
+            self._recipe.fitness.batch_size,
+            self._score_names,
+            self._group,
+            self._device,
+            failure,
+        )
+        if score.failed:
+            raise self._failed(failure)
+        return score
+
+    def _failed(self, failure: Exception | None) -> IndividualFailed:
+        if failure is None:
+            return IndividualFailed("")
+        text = f"{type(failure).__name__}: {failure}"
+        log.debug("%s", "".join(traceback.format_exception(failure)).rstrip())
+        told = IndividualFailed(text)
+        told.__cause__ = failure
+        return told
+
+    def _try_score(self) -> list[str]:
+        """Score one small batch, to learn the names of the metrics and to find mistakes early."""
+        self._model.eval()
+        with torch.no_grad():
+            batch = next(iter(fetch(self._fitness_data, [np.arange(1)], self._device)))
+            scores = self._task.score(self._model, batch)
+        if "loss" not in scores:
+            raise InputError(
+                f"task {self._recipe.task}: score() gives {', '.join(scores)}; it needs a \"loss\""
+            )
+        return ["loss", *sorted(name for name in scores if name != "loss")]
+
+    def _seed_torch(
+        self, generation: int, step: int, uid: int, purpose: rng.Purpose, lane: int = 0
+    ) -> None:
+        torch.manual_seed(rng.torch_seed(self._recipe.seed, generation, step, uid, purpose, lane))

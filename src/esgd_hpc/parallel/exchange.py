@@ -1,0 +1,50 @@
+"""Flat buffers on their way between leaders: non-blocking, in the order of the plan."""
+
+from collections.abc import Callable, Iterable, MutableMapping
+
+import numpy as np
+from mpi4py import MPI
+
+from esgd_hpc.evolution.plan import Transfer
+from esgd_hpc.population import Weights
+
+PIECE = 1 << 28
+"""float32 places of one message (1 GiB): MPI counts and some transports end at 2^31 bytes."""
+
+
+def exchange(
+    peers: MPI.Comm,
+    transfers: Iterable[Transfer],
+    have: Callable[[int], Weights],
+    arrived: MutableMapping[int, Weights],
+    size: int,
+) -> None:
+    """Carry out the transfers: send what `have` gives, put what comes into `arrived`, by uid.
+
+    Collective over the leaders, with the same transfers in the same order on each; `size` is the
+    length P of every flat vector.
+    """
+    # Messages between two ranks keep their order, so one tag is enough.
+    requests = []
+    for transfer in transfers:
+        if peers.rank == transfer.source:
+            for piece in _pieces(have(transfer.uid)):
+                requests.append(peers.Isend(piece, transfer.target))
+        elif peers.rank == transfer.target:
+            arrived[transfer.uid] = np.empty(size, dtype=np.float32)
+            for piece in _pieces(arrived[transfer.uid]):
+                requests.append(peers.Irecv(piece, transfer.source))
+    MPI.Request.Waitall(requests)
+
+
+def send_to_all(comm: MPI.Comm, vector: Weights | None, source: int, size: int) -> Weights:
+    """Return the vector of rank `source` on every rank of `comm`. Collective over `comm`."""
+    if vector is None:
+        vector = np.empty(size, dtype=np.float32)
+    for piece in _pieces(vector):
+        comm.Bcast(piece, root=source)
+    return vector
+
+
+def _pieces(vector: Weights) -> list[Weights]:
+    return [vector[at : at + PIECE] for at in range(0, len(vector), PIECE)]

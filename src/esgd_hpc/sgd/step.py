@@ -1,0 +1,137 @@
+"""The SGD step of a generation (Algorithm 1, inner loop over individuals): K_s epochs with back-off.
+
+Each group trains its own individuals one after another; there is no contact between groups until
+the records meet at the end.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from esgd_hpc import rng
+from esgd_hpc.config import Drawn, Recipe
+from esgd_hpc.errors import RunError
+from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.parallel.agreement import first_told
+from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import Individual, Population, Weights
+from esgd_hpc.sgd.optimizers import draw_optimizer
+
+log = logging.getLogger(__name__)
+
+
+def sgd_step(
+    population: Population,
+    generation: int,
+    recipe: Recipe,
+    hyperparameters: Mapping[str, Drawn],
+    topology: Topology,
+    learner: Learner,
+) -> None:
+    """Train every individual of the population for one generation, in place.
+
+    Collective over the world. Raises RunError where every individual failed.
+    """
+    trained = []
+    for individual in population.owned_by(topology.group_number):
+        weights = population.weights.get(individual.uid)
+        record, weights = train_individual(
+            individual, weights, generation, recipe, hyperparameters, topology, learner
+        )
+        if topology.is_leader:
+            trained.append(record)
+            if weights is not None:
+                population.weights[individual.uid] = weights
+    population.individuals = gather_records(topology, trained)
+    refuse_if_all_failed(population.individuals, f"the SGD step of generation {generation}")
+
+
+def train_individual(
+    individual: Individual,
+    weights: Weights | None,
+    generation: int,
+    recipe: Recipe,
+    hyperparameters: Mapping[str, Drawn],
+    topology: Topology,
+    learner: Learner,
+) -> tuple[Individual, Weights | None]:
+    """Train one individual: K_s epochs, each undone if it made the fitness worse.
+
+    Returns its new record and, on the leader, its new weights if they changed. An epoch that
+    failed (exception, NaN) is always undone and ends the step. Collective over the group.
+    """
+    started = time.perf_counter()
+    uid, seed = individual.uid, recipe.seed
+    fine_tuning = generation > recipe.generations
+    num_epochs = recipe.fine_tuning.epochs if fine_tuning else recipe.sgd.epochs
+    draw = draw_optimizer(recipe, hyperparameters, generation, individual)
+    fitness, metrics = individual.fitness, individual.metrics
+    back_offs, changed = 0, False
+    failure: str | None = None
+    learner.load(weights)
+    epoch = 0
+    try:
+        learner.configure(draw.hyperparameters)
+        optimizer = learner.optimizer(draw)
+    except Exception as error:  # the same on every rank: nothing here depends on the rank
+        failure, num_epochs = f"{type(error).__name__}: {error}", 0
+    for epoch in range(1, num_epochs + 1):
+        saved = learner.snapshot(optimizer if epoch < num_epochs else None)
+        try:
+            score = learner.train_epoch(optimizer, draw.batch_size, generation, epoch, uid)
+        except IndividualFailed as error:
+            failure = str(error)
+            learner.restore(saved)
+            break
+        if math.isinf(score.fitness):
+            failure = f"the loss after epoch {epoch} is not finite"
+            learner.restore(saved)
+            break
+        worse = score.fitness > fitness
+        stream = rng.stream(seed, generation, epoch, uid, rng.Purpose.BACK_OFF)
+        if worse and stream.random() < recipe.sgd.backoff_probability:
+            learner.restore(saved, optimizer)
+            back_offs += 1
+            if recipe.method == "single":
+                rate = draw.learning_rate * recipe.single.learning_rate_factor
+                draw = msgspec.structs.replace(draw, learning_rate=rate)
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = rate
+        else:
+            fitness, metrics, changed = score.fitness, score.metrics, True
+    if failure is not None:
+        failure = first_told(topology.group, failure)
+        back_offs += 1
+        log.warning("individual %d failed in generation %d: %s", uid, generation, failure)
+    record = msgspec.structs.replace(
+        individual,
+        fitness=fitness,
+        metrics=metrics,
+        origin="sgd" if changed else individual.origin,
+        draw=draw,
+        epochs=individual.epochs + epoch,
+        back_offs=individual.back_offs + back_offs,
+        seconds=time.perf_counter() - started,
+        failure=failure or "",
+    )
+    return record, learner.weights() if changed and topology.is_leader else None
+
+
+def gather_records(topology: Topology, mine: list[Individual]) -> list[Individual]:
+    """Return the records of all ranks in uid order, on every rank. Collective over the world."""
+    parts = topology.world.gather(mine)
+    merged = sorted((r for part in parts or [] for r in part), key=lambda r: r.uid)
+    result: list[Individual] = topology.world.bcast(merged)
+    return result
+
+
+def refuse_if_all_failed(individuals: list[Individual], where: str) -> None:
+    """Raise RunError if every individual failed, for then it is the task, not an individual."""
+    if all(individual.failure for individual in individuals):
+        raise RunError(
+            f"every individual failed in {where}; the first, {individuals[0].uid}, with:"
+            f" {individuals[0].failure}; --log-level debug shows the traceback"
+        )
