@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from esgd_hpc import rng
-from esgd_hpc.checkpoint.export import read_state_dict, vector_from
+from esgd_hpc.checkpoint.export import read_state_dict, state_dict_arrays, vector_from
 from esgd_hpc.checkpoint.reader import Checkpoint, newest_valid, open_checkpoint
 from esgd_hpc.checkpoint.writer import write_checkpoint
 from esgd_hpc.config import Drawn, Recipe, differing_keys, recipe_data
@@ -28,7 +28,6 @@ from esgd_hpc.driver import Setting, evolve, generation_row
 from esgd_hpc.errors import InputError
 from esgd_hpc.evolution.operators import mutate
 from esgd_hpc.evolution.step import Anchor
-from esgd_hpc.genome import Genome
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel import averaging
@@ -68,9 +67,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def best_model(self) -> nn.Module:
         """Return the best individual as a module on the CPU, in evaluation mode."""
-        genome = Genome(self.task.model())
-        genome.load(self.best_weights)
-        return genome.module.eval()
+        model = self.task.model()
+        arrays = state_dict_arrays(self.layout, self.best_weights)
+        model.load_state_dict({name: torch.as_tensor(array) for name, array in arrays.items()})
+        return model.eval()
 
 
 def run(
@@ -433,11 +433,12 @@ def _headline(
     recipe: Recipe, topology: Topology, name: str, device: torch.device, layout: Layout
 ) -> str:
     offspring = f", {recipe.population.offspring} offspring" if recipe.method == "esgd" else ""
+    groups = "1 group" if topology.num_groups == 1 else f"{topology.num_groups} groups"
     how = f" of {topology.ranks_per_group} ranks averaging by {name}"
     return (
         f"task {recipe.task}, method {recipe.method}: {recipe.num_parents} individuals of"
         f" {layout.num_parameters:,} parameters{offspring}, {recipe.generations} generations;"
-        f" {topology.num_groups} groups{how if topology.ranks_per_group > 1 else ' of 1 rank'}"
+        f" {groups}{how if topology.ranks_per_group > 1 else ' of 1 rank'}"
         f" on {device.type}"
     )
 

@@ -19,7 +19,13 @@ exit status:
   99  stopped early at a complete checkpoint; start the same command again to go on
 """
 
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
+RANK_VARIABLES = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "JSM_NAMESPACE_RANK",
+    "SLURM_PROCID",
+)
 """Where launchers say which rank this is; read only to print a message once, before MPI is up."""
 
 
@@ -104,22 +110,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except EsgdError as error:
         print_error(error, launched_rank())
+        _leave_together()
         return error.exit_status
     except BrokenPipeError:  # `esgd inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def print_error(error: EsgdError, rank: int) -> None:
-    """Print the message once over all ranks: on rank 0."""
-    if rank == 0:
+def print_error(error: EsgdError, rank: int | None) -> None:
+    """Print the message once over all ranks: on rank 0, or where there is no launcher."""
+    if not rank:
         print(f"esgd: error: {error}", file=sys.stderr, flush=True)
 
 
-def launched_rank() -> int:
-    """Return this process's rank by its launcher's word; 0 if it was not launched."""
+def launched_rank() -> int | None:
+    """Return this process's rank by its launcher's word; None if it was not launched."""
     for name in RANK_VARIABLES:
         value = os.environ.get(name, "")
         if value.isdecimal():
             return int(value)
-    return 0
+    return None
+
+
+def _leave_together() -> None:
+    """Wait for all ranks: launchers end the others when the first one leaves with an error."""
+    if launched_rank() is not None:
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Barrier()

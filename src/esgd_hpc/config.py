@@ -159,6 +159,8 @@ class SingleSettings(_Table, frozen=True, kw_only=True):
     weight_decay: float = 0.0
     learning_rate_factor: float = 0.5
     """What the learning rate is multiplied by after an epoch that was backed off."""
+    hyperparameters: dict[str, float | str | bool] = {}
+    """Values for what the task declares; what is absent stays as the model has it."""
 
 
 class AnchorSettings(_Table, frozen=True, kw_only=True):
@@ -266,7 +268,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
     folder = resources.files("esgd_hpc") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def recipe_text(name_or_path: str) -> str:

@@ -45,9 +45,7 @@ def evolve(population: Population, history: list[GenerationRow], setting: Settin
         before = population.individuals
         seconds: dict[str, float] = {}
         with _timed(seconds, "sgd"):
-            sgd_step(
-                population, k, recipe, setting.hyperparameters, topology, setting.learner
-            )
+            sgd_step(population, k, recipe, setting.hyperparameters, topology, setting.learner)
         if recipe.method == "esgd" and k <= recipe.generations:
             with _timed(seconds, "evolution"):
                 for v in range(1, recipe.evolution.steps + 1):

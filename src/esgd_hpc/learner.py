@@ -69,6 +69,8 @@ class Learner:
         self.layout = self._genome.layout
         self._parameters = list(self._genome.parameters.values())
         self._score_names = self._try_score()
+        # The first optimizer of a process imports much of torch; here it is not timed as training.
+        torch.optim.SGD(self._parameters, lr=0.0)
         if group.size > 1:
             # [ gradient | one count per parameter of ranks that have one | number of failed ranks ]
             count = len(self._parameters)
@@ -135,7 +137,8 @@ class Learner:
 
     def configure(self, hyperparameters: Mapping[str, HyperparameterValue]) -> None:
         """Apply what was drawn for the task to the model."""
-        self._task.configure(self._model, hyperparameters)
+        if hyperparameters:
+            self._task.configure(self._model, hyperparameters)
 
     def train_epoch(
         self,
@@ -234,8 +237,10 @@ class Learner:
             self._gradient.zero_()
             if failure is None:
                 grads = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
-                torch._foreach_copy_([self._gradient_views[i] for i in grads], [*grads.values()])
-                self._counts[[*grads]] = 1.0
+                if grads:  # none where this rank has no sample of an uneven last batch
+                    views = [self._gradient_views[i] for i in grads]
+                    torch._foreach_copy_(views, [*grads.values()])
+                    self._counts[[*grads]] = 1.0
             else:
                 self._failures.fill_(1.0)
             self._group.sum(self._gradient)
@@ -289,7 +294,7 @@ class Learner:
             scores = self._task.score(self._model, batch)
         if "loss" not in scores:
             raise InputError(
-                f"task {self._recipe.task}: score() gives {', '.join(scores)}; it needs a \"loss\""
+                f'task {self._recipe.task}: score() gives {", ".join(scores)}; it needs a "loss"'
             )
         return ["loss", *sorted(name for name in scores if name != "loss")]
 

@@ -1,15 +1,24 @@
 """What rank 0 shows while a run goes on: a live table on a terminal, one line a generation elsewhere."""
 
 import math
+import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol, TextIO
 
 from esgd_hpc.config import Recipe
 from esgd_hpc.population import GenerationRow, Population
 
-COLUMNS = ("generation", "best", "elite average", "offspring in elite", "seconds", "left")
+PHASES = ("sgd", "evolution", "checkpoint")
+
+COLUMNS = (
+    "generation",
+    "best",
+    "elite average",
+    "offspring in elite",
+    *(f"{phase} s" for phase in PHASES),
+    "time left",
+)
 
 
 class Progress(Protocol):
@@ -47,7 +56,6 @@ class Lines:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._left = _TimeLeft()
 
     def note(self, text: str) -> None:
         print(text, file=self._out, flush=True)
@@ -55,7 +63,7 @@ class Lines:
     def generation(
         self, recipe: Recipe, population: Population, history: Sequence[GenerationRow]
     ) -> None:
-        cells = _cells(recipe, history, self._left)
+        cells = _cells(recipe, history)
         named = zip(COLUMNS, cells, strict=True)
         self.note("  ".join(f"{name} {cell}" for name, cell in named if cell))
 
@@ -71,9 +79,7 @@ class Table:
         from rich.live import Live
 
         self._rows: list[list[str]] = []
-        self._left = _TimeLeft()
         self._live = Live(console=Console(file=out), auto_refresh=False)
-        self._live.start()
 
     def note(self, text: str) -> None:
         self._live.console.print(text, highlight=False, markup=False)
@@ -81,7 +87,9 @@ class Table:
     def generation(
         self, recipe: Recipe, population: Population, history: Sequence[GenerationRow]
     ) -> None:
-        self._rows.append(_cells(recipe, history, self._left))
+        self._rows.append(_cells(recipe, history))
+        if not self._live.is_started:
+            self._live.start()
         self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Any:
@@ -89,7 +97,7 @@ class Table:
 
         table = RichTable(box=None, header_style="bold")
         for name in COLUMNS:
-            table.add_column(name, justify="left" if name == "seconds" else "right")
+            table.add_column(name, justify="right")
         height = max(5, self._live.console.height - 4)
         for row in self._rows[-height:]:
             table.add_row(*row)
@@ -103,27 +111,15 @@ def progress_for(rank: int, out: TextIO = sys.stdout) -> Progress:
     """Return what this rank shows: nothing but on rank 0; a table where `out` is a terminal."""
     if rank != 0:
         return Silent()
-    return Table(out) if out.isatty() else Lines(out)
+    return Table(out) if _is_terminal(out) else Lines(out)
 
 
-class _TimeLeft:
-    """Estimates the time to the end from the generations seen so far."""
-
-    def __init__(self) -> None:
-        self._seen: list[float] = [time.monotonic()]
-
-    def after(self, generation: int, last: int) -> str:
-        self._seen.append(time.monotonic())
-        recent = self._seen[-6:]
-        seconds = (recent[-1] - recent[0]) / (len(recent) - 1) * (last - generation)
-        if generation == 0 or generation >= last:
-            return ""
-        minutes, rest = divmod(math.ceil(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _is_terminal(out: TextIO) -> bool:
+    # Open MPI's launcher gives rank 0 a terminal of no size where it has none itself.
+    return out.isatty() and os.get_terminal_size(out.fileno()).columns > 0
 
 
-def _cells(recipe: Recipe, history: Sequence[GenerationRow], left: _TimeLeft) -> list[str]:
+def _cells(recipe: Recipe, history: Sequence[GenerationRow]) -> list[str]:
     row = history[-1]
     name = "fine-tuning" if row.generation > recipe.generations else str(row.generation)
     share = f"{row.elite_offspring_fraction:.0%}" if recipe.method == "esgd" else ""
@@ -132,6 +128,17 @@ def _cells(recipe: Recipe, history: Sequence[GenerationRow], left: _TimeLeft) ->
         f"{row.best:.6g}",
         f"{row.elite_average:.6g}",
         share if row.generation else "",
-        " ".join(f"{phase} {seconds:.2f}" for phase, seconds in row.seconds.items()),
-        left.after(row.generation, recipe.last_generation),
+        *(f"{row.seconds[phase]:.2f}" if phase in row.seconds else "" for phase in PHASES),
+        _time_left(recipe, history),
     ]
+
+
+def _time_left(recipe: Recipe, history: Sequence[GenerationRow]) -> str:
+    """Return the time to the end, if the generations to come take as long as the last five."""
+    recent = [sum(row.seconds.values()) for row in history[-5:] if row.generation]
+    remaining = recipe.last_generation - history[-1].generation
+    if not recent or not remaining:
+        return ""
+    minutes, seconds = divmod(math.ceil(sum(recent) / len(recent) * remaining), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

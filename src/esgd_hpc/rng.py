@@ -27,9 +27,7 @@ class Purpose(IntEnum):
     RECALIBRATION = 10
 
 
-def key(
-    seed: int, generation: int, step: int, uid: int, purpose: Purpose, lane: int = 0
-) -> int:
+def key(seed: int, generation: int, step: int, uid: int, purpose: Purpose, lane: int = 0) -> int:
     """Return the 128-bit key of one stream.
 
     `step` is the epoch in an SGD step and the evolution step v otherwise; `lane` tells apart what

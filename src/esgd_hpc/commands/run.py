@@ -29,6 +29,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return _run(arguments, world)
     except EsgdError as error:
         print_error(error, world.rank)
+        world.Barrier()  # launchers end the others when the first rank leaves with an error
         return error.exit_status
     except BaseException as error:
         # The other ranks may wait for this one for ever: end them all.
@@ -60,14 +61,18 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
             print(text)
         return 0
     stop = _StopRequest()
-    result = run(
-        recipe,
-        world,
-        output=output,
-        resume=arguments.resume,
-        progress=progress_for(world.rank),
-        should_stop=stop.requested,
-    )
+    progress = progress_for(world.rank)
+    try:
+        result = run(
+            recipe,
+            world,
+            output=output,
+            resume=arguments.resume,
+            progress=progress,
+            should_stop=stop.requested,
+        )
+    finally:
+        progress.close()
     if world.rank == 0:
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.best.metrics.items())
         print(f"best: individual {result.best.uid}, fitness {result.best.fitness:.6g}{metrics}")

@@ -71,7 +71,9 @@ def roulette(scores: Floats, count: int, stream: np.random.Generator) -> list[in
     return chosen
 
 
-def recombine(parents: Sequence[Weights], uids: Sequence[int], layout: Layout, out: Weights) -> None:
+def recombine(
+    parents: Sequence[Weights], uids: Sequence[int], layout: Layout, out: Weights
+) -> None:
     """Write the intermediate recombination of the parents to `out`, shape [P] (Eq. 12 without noise).
 
     Parameters and floating buffers are the mean, added up in uid order so that the order of the

@@ -87,9 +87,7 @@ def draw_children(
             Child(
                 uid=uid,
                 parents=tuple(parents[place].uid for place in places),
-                noise_seed=str(
-                    rng.key(recipe.seed, generation, step, uid, rng.Purpose.MUTATION)
-                ),
+                noise_seed=str(rng.key(recipe.seed, generation, step, uid, rng.Purpose.MUTATION)),
                 sigma=sigma_0 / generation,
             )
         )

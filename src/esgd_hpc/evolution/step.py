@@ -153,9 +153,7 @@ class _Maker:
             self._at_hand[anchor.record.uid] = anchor.weights
         self._borrowed: dict[int, Weights] = {}
 
-    def carry_out(
-        self, rounds: list[Round], use: Callable[[Child, Weights | None], None]
-    ) -> None:
+    def carry_out(self, rounds: list[Round], use: Callable[[Child, Weights | None], None]) -> None:
         """Bring the parents of each round and call `use` with the group's child.
 
         Collective over the world; the child's weights are None on ranks that are no leader.

@@ -1,5 +1,7 @@
 """Ranks agree before they act: an error on one rank becomes the same error on every rank."""
 
+import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -7,6 +9,8 @@ from typing import Protocol, TypeVar
 from mpi4py import MPI
 
 from esgd_hpc.errors import EsgdError, RunError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -48,7 +52,7 @@ def on_root(comm: MPI.Comm, doing: str, action: Callable[[], T]) -> T:
     result, failure = comm.bcast((result, failure))
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    return result
 
 
 class Closable(Protocol):
@@ -81,6 +85,7 @@ def first_told(comm: MPI.Comm, text: str) -> str:
 
 
 def _told(error: Exception, doing: str, rank: int) -> RunError:
-    told = RunError(f"{doing}: {type(error).__name__}: {error} (rank {rank})")
-    told.__cause__ = error
-    return told
+    log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{last.filename}:{last.lineno}, rank {rank}"
+    return RunError(f"{doing}: {type(error).__name__}: {error} ({place})")

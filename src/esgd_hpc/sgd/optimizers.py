@@ -17,15 +17,19 @@ from esgd_hpc.population import Draw, HyperparameterValue, Individual
 def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict[str, Drawn]:
     """Return what a draw covers besides the optimizer: the task's, with the recipe's ranges.
 
-    Raises InputError for a name of `[sgd.hyperparameters]` that the task does not declare.
+    Raises InputError for a name in the recipe that the task does not declare.
     """
-    for name, drawn in recipe.sgd.hyperparameters.items():
-        if name not in declared and name not in ("batch_size", "weight_decay"):
-            known = ", ".join(sorted({*declared, "batch_size", "weight_decay"}))
-            raise InputError(
-                f"sgd.hyperparameters.{name} = {drawn}: task {recipe.task} declares no such"
-                f" hyper-parameter; known are {known}"
-            )
+    known = {*declared, "batch_size", "weight_decay"}
+    for table, values in (
+        ("sgd", recipe.sgd.hyperparameters),
+        ("single", recipe.single.hyperparameters),
+    ):
+        for name, value in values.items():
+            if name not in known:
+                raise InputError(
+                    f"{table}.hyperparameters.{name} = {value}: task {recipe.task} declares no such"
+                    f" hyper-parameter; known are {', '.join(sorted(known))}"
+                )
     return {**declared, **recipe.sgd.hyperparameters}
 
 
@@ -93,6 +97,7 @@ def _single(recipe: Recipe) -> Draw:
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         batch_size=int(recipe.sgd.batch_size.low),
+        hyperparameters=recipe.single.hyperparameters,
     )
 
 

@@ -1,7 +1,7 @@
 """What the ranks of one group exchange while they train: one interface, three implementations.
 
-    horovod   one Horovod world per group         torch   torch.distributed, NCCL or Gloo
-    mpi       one flat MPI_Allreduce              single  no-op twin for groups of one rank
+horovod   one Horovod world per group         torch   torch.distributed, NCCL or Gloo
+mpi       one flat MPI_Allreduce              single  no-op twin for groups of one rank
 """
 
 from typing import Protocol
@@ -72,6 +72,4 @@ def start(name: str, group: MPI.Comm, device: str) -> Averaging:
         from esgd_hpc.parallel.averaging.mpi import MpiAveraging
 
         return MpiAveraging(group)
-    raise InputError(
-        f'topology.gradient_averaging = "{name}": one of auto, horovod, torch, mpi'
-    )
+    raise InputError(f'topology.gradient_averaging = "{name}": one of auto, horovod, torch, mpi')

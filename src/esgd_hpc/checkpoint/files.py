@@ -1,0 +1,272 @@
+"""What the files of a run are called, and what makes a generation on disk complete.
+
+    RUN/
+      gen_000012/            one checkpoint; published by a rename, never changed afterwards
+        leader_00000.h5        weights of the individuals of group 0, one file per group
+        population.h5          records, layout, recipe, history; a view of all weights for viewers
+        COMMIT.json            sizes and CRC-32 of the others, written last
+      gen_000013.tmp/        being written, or being deleted, or left by a killed job: ignored
+      gen_000012.old/        what gen_000012 was before it was written again; deleted at once
+      latest -> gen_000012   for people; no program decides by it
+      history.h5             history of the newest checkpoint, for viewers
+
+Knows no HDF5 and no MPI.
+"""
+
+import errno
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from esgd_hpc.errors import InputError
+
+FORMAT_VERSION = 1
+"""Of COMMIT.json and everything that it lists."""
+
+COMMIT = "COMMIT.json"
+POPULATION = "population.h5"
+HISTORY = "history.h5"
+LATEST = "latest"
+
+TEMPORARY_SUFFIX = ".tmp"
+REPLACED_SUFFIX = ".old"
+
+_GENERATION = re.compile(r"gen_([0-9]{6,})(\.old)?")
+_TEMPORARY_GENERATION = re.compile(r"gen_[0-9]{6,}(\.old)?\.tmp")
+_LISTED = re.compile(r"population\.h5|leader_[0-9]{5,}\.h5")
+_MAX_COMMIT_BYTES = 2**26
+_READ_BYTES = 2**22
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+def generation_name(generation: int) -> str:
+    """Return the folder name of a generation, such as gen_000012."""
+    return f"gen_{generation:06d}"
+
+
+def leader_name(group: int) -> str:
+    """Return the name of the weights of one group, such as leader_00003.h5."""
+    return f"leader_{group:05d}.h5"
+
+
+def is_our_file(name: str) -> bool:
+    """Tell whether a file of this name in a generation folder is one of ours."""
+    return name == COMMIT or _LISTED.fullmatch(name) is not None
+
+
+class Generation(NamedTuple):
+    """A folder that holds a checkpoint by its name."""
+
+    number: int
+    path: Path
+
+
+def generations(folder: Path) -> list[Generation]:
+    """Return the generation folders of a run, newest first; gen_N.old comes after gen_N."""
+    found = []
+    for path in _folders(folder):
+        match = _GENERATION.fullmatch(path.name)
+        if match:
+            found.append(Generation(int(match[1]), path))
+    return sorted(found, key=lambda g: (-g.number, g.path.name))
+
+
+def temporary_generations(folder: Path) -> list[Path]:
+    """Return the folders that are being written or deleted, or were when their job was killed."""
+    return [path for path in _folders(folder) if _TEMPORARY_GENERATION.fullmatch(path.name)]
+
+
+def is_generation_folder(path: Path) -> bool:
+    """Tell whether a folder is one checkpoint rather than a run."""
+    return _GENERATION.fullmatch(path.name) is not None or (path / COMMIT).exists()
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+# COMMIT.json --------------------------------------------------------------------------------------
+
+
+class FileSum(msgspec.Struct, frozen=True):
+    """What a file is checked by."""
+
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    """Bytes."""
+    crc32: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    """zlib.crc32 of the whole file."""
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """COMMIT.json: its presence says that the checkpoint was complete and verified."""
+
+    format: int
+    generation: Annotated[int, msgspec.Meta(ge=0)]
+    files: dict[str, FileSum]
+    """Plain file name in the same folder to its sum."""
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def commit_text(commit: Commit) -> bytes:
+    """Return the content of COMMIT.json."""
+    return msgspec.json.format(msgspec.json.encode(commit)) + b"\n"
+
+
+def read_commit(folder: Path) -> Commit:
+    """Return the checked COMMIT.json of a generation folder.
+
+    Raises InputError where it is missing, damaged, of a newer format, or lists a name that is not
+    ours.
+    """
+    path = folder / COMMIT
+    try:
+        if path.stat().st_size > _MAX_COMMIT_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_COMMIT_BYTES} bytes; not one of ours")
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing, so the checkpoint is not complete") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        version = msgspec.json.decode(text, type=_Format).format
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: format {version}, but this esgd reads format {FORMAT_VERSION};"
+                " use the esgd that wrote it, or a newer one"
+            )
+        commit = msgspec.json.decode(text, type=Commit)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged: {error}") from None
+    for name in commit.files:
+        if not _LISTED.fullmatch(name):
+            raise InputError(f"{path}: lists {name[:60]!r}, which is not a file of a checkpoint")
+    if POPULATION not in commit.files:
+        raise InputError(f"{path}: does not list {POPULATION}")
+    return commit
+
+
+def size_problems(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
+    """Return what is wrong with the files by a look at their sizes alone."""
+    problems = []
+    for name, expected in sums.items():
+        try:
+            found = (folder / name).lstat()
+        except FileNotFoundError:
+            problems.append(f"{name}: missing")
+            continue
+        except OSError as error:
+            problems.append(f"{name}: cannot be read: {error.strerror}")
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            problems.append(f"{name}: not a plain file")
+        elif found.st_size != expected.size:
+            problems.append(f"{name}: {found.st_size} bytes instead of {expected.size}")
+    return problems
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether COMMIT.json and all its files are there with their sizes; reads no weights."""
+    try:
+        return not size_problems(folder, read_commit(folder).files)
+    except InputError:
+        return False
+
+
+def file_sum(path: Path) -> FileSum:
+    """Return size and CRC-32 of a file, read in pieces."""
+    crc = size = 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            crc = zlib.crc32(piece, crc)
+            size += len(piece)
+    return FileSum(size, crc)
+
+
+# To disk ------------------------------------------------------------------------------------------
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file and force it to disk. Raises OSError that names the file."""
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def point_latest(folder: Path, target: str) -> None:
+    """Let the link `latest` name a generation, in one step."""
+    new = folder / (LATEST + TEMPORARY_SUFFIX)
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(folder / LATEST)
+    fsync_folder(folder)
+
+
+def remove_generation(path: Path) -> None:
+    """Delete a generation folder: our files in it, and itself where nothing else is in it.
+
+    It is renamed to a temporary one first, so that a job killed meanwhile leaves none that looks
+    like a checkpoint. What cannot be deleted yet (open over NFS) goes next time.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return
+    doomed = path
+    if not path.name.endswith(TEMPORARY_SUFFIX):
+        doomed = path.with_name(path.name + TEMPORARY_SUFFIX)
+        path.rename(doomed)
+    for entry in sorted(doomed.iterdir()):
+        if is_our_file(entry.name):
+            entry.unlink()
+    try:
+        doomed.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+            raise
+
+
+def surplus(found: Iterable[Generation], newest: int, keep: int) -> list[Path]:
+    """Return the complete generations up to `newest` beyond the `keep` newest of them.
+
+    `found` is from `generations`. Folders that are not complete are neither counted nor returned.
+    """
+    kept: set[int] = set()
+    doomed = []
+    for generation in found:
+        if generation.number > newest or not is_complete(generation.path):
+            continue
+        if generation.number not in kept and len(kept) < keep:
+            kept.add(generation.number)
+        else:
+            doomed.append(generation.path)
+    return doomed

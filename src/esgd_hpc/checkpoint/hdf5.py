@@ -1,0 +1,214 @@
+"""How HDF5 files are made so that a full disk is an error, and read so that nothing is trusted.
+
+Files have the format of HDF5 1.10, which every reader in use knows. They hold no filters and no
+half floats, and are never locked: a published file does not change.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from esgd_hpc.checkpoint import files
+from esgd_hpc.errors import EsgdError, InputError
+
+_VERSIONS = ("v110", "v110")
+_NEW_FILE = {"libver": _VERSIONS, "locking": False}
+
+OPTIMIZERS = ("none", "sgd", "adam")
+"""Meanings of the flags 0, 1, 2 of an optimizer column."""
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def creating(path: Path) -> Iterator[h5py.File]:
+    """Make a file of moderate size for the length of a `with` block, then force it to disk.
+
+    It is made in memory, so that HDF5 never meets an error of the disk, and then written. Raises
+    OSError where that fails.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w", **_NEW_FILE) as file:
+        yield file
+    files.write_file(path, content.getbuffer())
+
+
+@contextmanager
+def creating_large(path: Path) -> Iterator[h5py.File]:
+    """Make a file for the length of a `with` block, then force it to disk.
+
+    Nothing of it may be read in the block. Raises OSError, at the end, where a write failed.
+    """
+    file = _LastingFile(path)
+    try:
+        with h5py.File(file, "w", **_NEW_FILE) as opened:
+            yield opened
+        file.sync()
+    finally:
+        file.raw.close()
+        if file.error is not None:
+            raise OSError(file.error.errno, file.error.strerror, str(path)) from None
+
+
+class _LastingFile:
+    """A file that takes every write and keeps the first error for later.
+
+    HDF5 crashes the process when one of its writes fails (no space left, quota), so it never sees
+    that one did.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.raw = path.open("w+b", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            while self.error is None and len(view):
+                view = view[self.raw.write(view) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        try:
+            self.raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self.raw.fileno())
+        except OSError as error:
+            self.error = self.error or error
+
+    def read(self, size: int = -1) -> bytes | None:
+        return self.raw.read(size)
+
+    def readinto(self, buffer: Any) -> int | None:
+        return self.raw.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.raw.tell()
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+
+def write_text(group: h5py.Group, name: str, text: str) -> None:
+    """Write one text as a scalar dataset, which may be longer than an attribute."""
+    group.create_dataset(name, data=text, dtype=h5py.string_dtype())
+
+
+def write_flags(
+    group: h5py.Group, name: str, values: Sequence[int], meanings: Sequence[str]
+) -> h5py.Dataset:
+    """Write categories as int8 with the flag attributes of the CF conventions."""
+    dataset = group.create_dataset(name, data=np.asarray(values, dtype="i1"))
+    dataset.attrs["flag_values"] = np.arange(len(meanings), dtype="i1")
+    dataset.attrs["flag_meanings"] = " ".join(meanings)
+    return dataset
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open a file for the length of a `with` block.
+
+    Whatever HDF5 or the block trips over becomes an InputError that names the file.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except EsgdError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{path}: damaged, or not a file of esgd: {reason}") from None
+
+
+def read_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """Return a dataset that lies in this very file and can be no larger than it.
+
+    Raises InputError for what is missing, linked, virtual, external, filtered or oversized.
+    """
+    where = f"{group.file.filename}: {name}"
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise InputError(f"{where}: missing")
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{where}: not a dataset")
+    elsewhere = dataset.is_virtual or dataset.external is not None
+    if elsewhere or dataset.id.get_create_plist().get_nfilters():
+        raise InputError(f"{where}: stored in another way than esgd stores it")
+    if dataset.nbytes > os.path.getsize(group.file.filename):
+        raise InputError(f"{where}: claims {dataset.nbytes} bytes, more than the file has")
+    return dataset
+
+
+def read_group(group: h5py.Group, name: str) -> h5py.Group:
+    """Return a group that lies in this very file."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise InputError(f"{group.file.filename}: {name}: missing")
+    found = group[name]
+    if not isinstance(found, h5py.Group):
+        raise InputError(f"{group.file.filename}: {name}: not a group")
+    return found
+
+
+def read_array(
+    group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...] | None = None
+) -> npt.NDArray[Any]:
+    """Return a dataset of numbers, which must have this type and this shape (None: any length)."""
+    dataset = read_dataset(group, name)
+    fits = dataset.ndim == 1 if shape is None else dataset.shape == shape
+    if dataset.dtype != np.dtype(dtype) or not fits:
+        raise InputError(
+            f"{group.file.filename}: {name}: {dataset.dtype} of shape {dataset.shape},"
+            f" expected {np.dtype(dtype)} of shape {shape if shape is not None else '[any]'}"
+        )
+    array: npt.NDArray[Any] = dataset[...]
+    return array
+
+
+def read_flags(group: h5py.Group, name: str, length: int, meanings: Sequence[str]) -> list[str]:
+    """Return the meaning of each flag of a column from `write_flags`."""
+    flags = read_array(group, name, "i1", (length,)).tolist()
+    if any(not 0 <= flag < len(meanings) for flag in flags):
+        raise InputError(f"{group.file.filename}: {name}: a flag without a meaning")
+    return [meanings[flag] for flag in flags]
+
+
+def read_text(group: h5py.Group, name: str) -> str:
+    """Return a text from `write_text`."""
+    return str(read_dataset(group, name).asstr()[()])
+
+
+def read_texts(group: h5py.Group, name: str, length: int) -> list[str]:
+    """Return a column of texts."""
+    dataset = read_dataset(group, name)
+    if dataset.shape != (length,):
+        raise InputError(f"{group.file.filename}: {name}: shape {dataset.shape}, not ({length},)")
+    return [str(text) for text in dataset.asstr()[...]]
+
+
+def read_number(group: h5py.Group, name: str) -> int:
+    """Return a whole number of at least 0 from an attribute."""
+    value = group.attrs.get(name)
+    if not isinstance(value, np.integer) or value < 0:
+        raise InputError(f"{group.file.filename}: attribute {name}: not a whole number from 0")
+    return int(value)

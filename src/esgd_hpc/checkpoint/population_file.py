@@ -1,0 +1,192 @@
+"""How population.h5 holds all that a checkpoint knows besides the weights.
+
+    uid, fitness, born, group, ...   [mu]      one column per field, for viewers
+    record                           [mu]      each record as JSON, lossless but for the fitness
+    weights                          [mu, P]   virtual, in uid order, over the leader files
+    layout, recipe                             JSON
+    history/                                   as in history.h5
+    provenance                                 attributes: versions, hosts, command line
+
+The reader takes records from `uid`, `fitness`, `group` and `record`, and never looks through the
+virtual dataset.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import numpy as np
+
+from esgd_hpc.checkpoint import files, hdf5
+from esgd_hpc.checkpoint.history import read_rows, write_rows
+from esgd_hpc.errors import InputError
+from esgd_hpc.layout import Entry, Layout
+from esgd_hpc.population import ORIGINS, GenerationRow, Individual
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds besides the weights."""
+
+    generation: int
+    individuals: list[Individual]
+    """In uid order."""
+    owner: dict[int, int]
+    """uid to the number of the group whose leader file has its weights."""
+    next_uid: int
+    layout: Layout
+    recipe: dict[str, Any]
+    """As from `config.recipe_data`."""
+    history: list[GenerationRow]
+    ranks: int
+    """World size of the run that wrote it."""
+    ranks_per_group: int
+    groups: int
+    provenance: dict[str, str]
+    """Versions, hosts, command line: for people."""
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_population_file(path: Path, contents: Contents) -> None:
+    """Write everything; leader files need not exist yet. Raises OSError where the disk refuses."""
+    with hdf5.creating(path) as file:
+        file.attrs["format"] = files.FORMAT_VERSION
+        for name in ("generation", "next_uid", "ranks", "ranks_per_group", "groups"):
+            file.attrs[name] = np.int64(getattr(contents, name))
+        _write_columns(file, contents)
+        _write_view(file, contents)
+        hdf5.write_text(file, "layout", msgspec.json.encode(contents.layout).decode())
+        hdf5.write_text(file, "recipe", json.dumps(contents.recipe))
+        write_rows(file.create_group("history"), contents.history)
+        provenance = file.create_group("provenance")
+        for name, text in contents.provenance.items():
+            provenance.attrs[name] = text
+
+
+def _write_columns(file: h5py.File, contents: Contents) -> None:
+    individuals = contents.individuals
+    uid = file.create_dataset("uid", data=np.asarray([i.uid for i in individuals], "<i8"))
+    uid.make_scale("uid")
+
+    def column(name: str, dtype: str, values: Sequence[Any]) -> None:
+        file.create_dataset(name, data=np.asarray(values, dtype))
+
+    column("fitness", "<f8", [i.fitness for i in individuals])
+    column("born", "<i8", [i.born for i in individuals])
+    column("group", "<i8", [contents.owner[i.uid] for i in individuals])
+    width = max([1, *(len(i.parents) for i in individuals)])
+    column("parents", "<i8", [[*i.parents, *[-1] * (width - len(i.parents))] for i in individuals])
+    column("noise_seed", "S39", [i.noise_seed for i in individuals])
+    column("sigma", "<f8", [i.sigma for i in individuals])
+    column("epochs", "<i8", [i.epochs for i in individuals])
+    column("back_offs", "<i8", [i.back_offs for i in individuals])
+    column("seconds", "<f8", [i.seconds for i in individuals])
+    rates = [i.draw.learning_rate if i.draw else math.nan for i in individuals]
+    column("learning_rate", "<f8", rates)
+    optimizers = [i.draw.optimizer if i.draw else "none" for i in individuals]
+    hdf5.write_flags(
+        file, "optimizer", [hdf5.OPTIMIZERS.index(o) for o in optimizers], hdf5.OPTIMIZERS
+    )
+    hdf5.write_flags(file, "origin", [ORIGINS.index(i.origin) for i in individuals], ORIGINS)
+    for name in file:
+        if name != "uid":
+            file[name].dims[0].attach_scale(uid)
+    place = file.create_dataset("parent_number", data=np.arange(width, dtype="<i8"))
+    place.make_scale("parent_number")
+    file["parents"].dims[1].attach_scale(place)
+    file.create_dataset(
+        "record", data=[_record_text(i) for i in individuals], dtype=h5py.string_dtype()
+    )
+
+
+def _record_text(individual: Individual) -> str:
+    """Return all but the fitness; json, unlike msgspec, keeps metrics that are not finite."""
+    fields = msgspec.to_builtins(individual)
+    del fields["fitness"]
+    return json.dumps(fields)
+
+
+def _write_view(file: h5py.File, contents: Contents) -> None:
+    """Make the virtual dataset that shows viewers all weights in uid order."""
+    size = contents.layout.size
+    counts = dict.fromkeys(range(contents.groups), 0)
+    places = []
+    for individual in contents.individuals:
+        group = contents.owner[individual.uid]
+        places.append((group, counts[group]))
+        counts[group] += 1
+    view = h5py.VirtualLayout((len(places), size), dtype="<f4")
+    for row, (group, source_row) in enumerate(places):
+        if size:
+            name, shape = files.leader_name(group), (counts[group], size)
+            view[row] = h5py.VirtualSource(name, "weights", shape, dtype="<f4")[source_row]
+    file.create_virtual_dataset("weights", view, fillvalue=np.nan)
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read_population_file(path: Path) -> Contents:
+    """Return the checked contents. Raises InputError that names the file and what is wrong."""
+    with hdf5.reading(path) as file:
+        uids = hdf5.read_array(file, "uid", "<i8").tolist()
+        shape = (len(uids),)
+        fitness = hdf5.read_array(file, "fitness", "<f8", shape).tolist()
+        owners = hdf5.read_array(file, "group", "<i8", shape).tolist()
+        records = hdf5.read_texts(file, "record", len(uids))
+        contents = Contents(
+            generation=hdf5.read_number(file, "generation"),
+            individuals=list(map(_individual, records, fitness)),
+            owner=dict(zip(uids, owners, strict=True)),
+            next_uid=hdf5.read_number(file, "next_uid"),
+            layout=msgspec.json.decode(hdf5.read_text(file, "layout"), type=Layout),
+            recipe=msgspec.convert(json.loads(hdf5.read_text(file, "recipe")), dict[str, Any]),
+            history=read_rows(hdf5.read_group(file, "history")),
+            ranks=hdf5.read_number(file, "ranks"),
+            ranks_per_group=hdf5.read_number(file, "ranks_per_group"),
+            groups=hdf5.read_number(file, "groups"),
+            provenance={k: str(v) for k, v in hdf5.read_group(file, "provenance").attrs.items()},
+        )
+    _check(path, contents, uids)
+    return contents
+
+
+def _individual(text: str, fitness: float) -> Individual:
+    fields = json.loads(text)
+    if not isinstance(fields, Mapping):
+        raise ValueError("a record is not a JSON object")
+    return msgspec.convert({**fields, "fitness": fitness}, Individual)
+
+
+def _check(path: Path, contents: Contents, uids: list[int]) -> None:
+    """Check what types alone do not say."""
+    if not uids or sorted(set(uids)) != uids or uids != [i.uid for i in contents.individuals]:
+        raise InputError(f"{path}: uid: expected at least one, rising, the same as in the records")
+    if uids[0] < 0 or uids[-1] >= contents.next_uid:
+        raise InputError(f"{path}: uid: {uids[0]} to {uids[-1]}, next_uid {contents.next_uid}")
+    if any(not 0 <= group < contents.groups for group in contents.owner.values()):
+        raise InputError(f"{path}: group: not all from 0 to {contents.groups - 1}")
+    offset = 0
+    names: set[str] = set()
+    for entry in contents.layout.entries:
+        if entry.offset != offset or entry.size != _places(entry) or entry.name in names:
+            raise InputError(f"{path}: layout: entry {entry.name[:60]!r} does not fit")
+        offset += entry.size
+        names.add(entry.name)
+    if not names.issuperset(contents.layout.aliases.values()):
+        raise InputError(f"{path}: layout: an alias of a tensor that is not there")
+
+
+def _places(entry: Entry) -> int:
+    """Return how many float32 places the shape and type of an entry need, -1 for a wrong one."""
+    dtype = np.dtype(entry.dtype)
+    if any(length < 0 for length in entry.shape):
+        return -1
+    if (entry.kind == "integer") == (dtype == np.float32) or dtype.kind not in "fiub":
+        return -1
+    return -(-math.prod(entry.shape) * dtype.itemsize // 4)

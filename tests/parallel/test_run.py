@@ -1,0 +1,332 @@
+"""The promises of a run, through the Python interface: same bits for any groups, Theorem 1, bad individuals."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+import esgd_hpc
+from esgd_hpc.api import RunResult
+from esgd_hpc.config import Choice, Drawn, Range
+from esgd_hpc.population import HyperparameterValue
+from esgd_hpc.tasks.base import Batch, ClassificationTask
+
+WORLD = MPI.COMM_WORLD
+
+
+class Blobs(ClassificationTask):
+    """Three clouds of points; a network with BatchNorm and dropout."""
+
+    hyperparameters = {  # noqa: RUF012
+        "dropout": Range(0.0, 0.5),
+        "kind": Choice(["a", "b"]),
+        "batch_size": Range(16, 32),
+    }
+
+    def __init__(self) -> None:
+        stream = torch.Generator().manual_seed(1)
+        targets = torch.arange(150) % 3
+        inputs = torch.randn(150, 4, generator=stream) + targets.unsqueeze(1) * 0.7
+        super().__init__(
+            training=(inputs[:100], targets[:100]), validation=(inputs[100:], targets[100:])
+        )
+        self.configured: list[dict[str, HyperparameterValue]] = []
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)
+        )
+
+    def configure(self, model: nn.Module, hyperparameters: Any) -> None:
+        self.configured.append(dict(hyperparameters))
+        model[3].p = hyperparameters["dropout"]  # type: ignore[index, union-attr, assignment]
+
+
+def recipe(**changes: Any) -> esgd_hpc.Recipe:
+    data: dict[str, Any] = {
+        "task": "blobs",
+        "seed": 3,
+        "generations": 3,
+        "population": {"parents": 5, "offspring": 7, "initialization": "perturb"},
+        "sgd": {
+            "epochs": 2,
+            "optimizers": [
+                {"name": "sgd", "learning_rate": [0.01, 0.3], "momentum": [0.1, 0.9]},
+                {"name": "adam", "learning_rate": [1e-3, 1e-2]},
+            ],
+        },
+        "topology": {"gradient_averaging": "mpi"},
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            data[key] = {**data.get(key, {}), **value}
+        else:
+            data[key] = value
+    return esgd_hpc.recipe_from(data)
+
+
+def digest(result: RunResult, comm: MPI.Comm) -> str:
+    """Return a hash of everything that must not depend on ranks or groups."""
+    weights = {u: w for part in comm.allgather(result.population.weights) for u, w in part.items()}
+    text = hashlib.sha256()
+    for individual in result.population.individuals:
+        record = (individual.uid, individual.fitness.hex(), individual.parents, individual.draw)
+        text.update(repr(record).encode())
+        text.update(weights[individual.uid].tobytes())
+    text.update(result.best_weights.tobytes())
+    return text.hexdigest()
+
+
+def alone(task: ClassificationTask, settings: esgd_hpc.Recipe) -> str:
+    """Return the digest of the same run on this rank alone: one group of one rank."""
+    return digest(esgd_hpc.run(settings, MPI.COMM_SELF, task=task), MPI.COMM_SELF)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "random_initialization": {"population": {"initialization": "random"}},
+    "two_evolution_steps": {"evolution": {"steps": 2, "parents_per_child": [1, 2, 3]}},
+    "all_elite": {"evolution": {"elite_fraction": 1.0, "selection": "rank"}},
+    "recalibrated": {"evolution": {"batchnorm": "recalibrate", "recalibration_batches": 3}},
+    "back_off_sometimes": {"sgd": {"backoff_probability": 0.5}},
+    "fine_tuning": {"fine_tuning": {"epochs": 2, "learning_rate": 0.01}},
+    "one_parent": {"population": {"parents": 1}, "evolution": {"parents_per_child": 1}},
+    "training_fitness": {"fitness": {"data": "training", "batch_size": 30}},
+    "sgd_only": {"method": "sgd-only"},
+    "population": {"method": "population"},
+    "single": {
+        "method": "single",
+        "single": {"learning_rate": 0.5, "hyperparameters": {"dropout": 0.2}},
+    },
+}
+
+
+@pytest.mark.parallel(2, 3, 4)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_number_of_groups_does_not_change_a_bit(variant: str) -> None:
+    settings = recipe(**VARIANTS[variant])
+    result = esgd_hpc.run(settings, WORLD, task=Blobs())
+    assert digest(result, WORLD) == alone(Blobs(), settings)
+    mine = {u for u, g in result.population.owner.items() if g == WORLD.rank}
+    assert set(result.population.weights) == mine
+    # Nobody owns more than a fair share.
+    assert len(mine) <= -(-settings.num_parents // WORLD.size)
+
+
+@pytest.mark.parallel(4)
+def test_groups_of_two_ranks_give_the_same_bits_however_many_there_are() -> None:
+    settings = recipe(topology={"ranks_per_group": 2, "gradient_averaging": "mpi"})
+    two_groups = digest(esgd_hpc.run(settings, WORLD, task=Blobs()), WORLD)
+    # Two worlds at once: each half of the ranks does the whole run as one group.
+    half = WORLD.Split(WORLD.rank // 2)
+    assert digest(esgd_hpc.run(settings, half, task=Blobs()), half) == two_groups
+    half.Free()
+
+
+@pytest.mark.parallel(1)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_best_and_elite_never_get_worse(variant: str) -> None:
+    result = esgd_hpc.run(recipe(**VARIANTS[variant], generations=5), WORLD, task=Blobs())
+    rows = result.history
+    expected = 6 + bool(VARIANTS[variant].get("fine_tuning"))
+    assert [row.generation for row in rows] == list(range(expected))
+    if variant != "back_off_sometimes":
+        assert all(row.theorem_1_holds for row in rows)
+        for before, after in zip(rows, rows[1:], strict=False):
+            assert after.best <= before.best
+            assert after.elite_average <= before.elite_average
+    assert rows[-1].best < 0.9 * rows[0].best
+    assert rows[-1].best == result.best.fitness == result.population.best().fitness
+
+
+@pytest.mark.parallel(1)
+def test_a_draw_covers_what_the_task_declares() -> None:
+    task = Blobs()
+    esgd_hpc.run(recipe(), WORLD, task=task)
+    assert len(task.configured) == 3 * 5
+    assert all(0.0 <= float(c["dropout"]) <= 0.5 for c in task.configured)
+    assert {c["kind"] for c in task.configured} == {"a", "b"}
+    assert all("batch_size" not in c for c in task.configured)
+    assert len({c["dropout"] for c in task.configured}) == 15
+
+    narrowed: dict[str, Drawn] = {"dropout": [0.2, 0.2]}  # type: ignore[dict-item]
+    optimizers = [{"name": "adam", "learning_rate": 0.01}]
+    task = Blobs()
+    esgd_hpc.run(
+        recipe(sgd={"hyperparameters": narrowed, "optimizers": optimizers}), WORLD, task=task
+    )
+    assert {c["dropout"] for c in task.configured} == {0.2}
+
+
+@pytest.mark.parallel(1)
+def test_the_single_baseline_halves_its_learning_rate_when_the_loss_rises() -> None:
+    settings = recipe(method="single", single={"learning_rate": 8.0}, generations=4)
+    result = esgd_hpc.run(settings, WORLD, task=Blobs())
+    (individual,) = result.population.individuals
+    assert individual.back_offs > 0
+    assert individual.draw is not None
+    assert individual.draw.learning_rate == 8.0 * 0.5**individual.back_offs
+    assert individual.epochs == 8
+
+
+@pytest.mark.parallel(1)
+def test_the_population_baseline_keeps_its_optimizers() -> None:
+    pool = [{"name": "sgd", "learning_rate": [0.01, 0.3], "learning_rate_decay": 0.5}]
+    draws = []
+    for generations in (1, 3):
+        settings = recipe(
+            method="population", generations=generations, sgd={"optimizers": pool, "epochs": 1}
+        )
+        result = esgd_hpc.run(settings, WORLD, task=Blobs())
+        draws.append([i.draw for i in result.population.individuals])
+        assert [i.uid for i in result.population.individuals] == [0, 1, 2, 3, 4]
+    for first, third in zip(*draws, strict=True):
+        assert first is not None
+        assert third is not None
+        assert third.learning_rate == pytest.approx(first.learning_rate / 4)
+        assert third.hyperparameters == first.hyperparameters
+
+
+class Troubled(Blobs):
+    """From the n-th training batch on, fails on one rank of the group, or gives NaN on all."""
+
+    def __init__(self, how: str, first: int, last: int) -> None:
+        super().__init__()
+        self.how, self.first, self.last = how, first, last
+        self.calls = 0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if model.training:
+            self.calls += 1
+        loss = super().loss(model, batch)
+        if model.training and self.first <= self.calls < self.last:
+            if self.how == "nan":
+                return loss * math.nan
+            if WORLD.rank == 0:
+                raise RuntimeError("out of luck")
+        return loss
+
+
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_one_bad_individual_is_recorded_and_the_run_goes_on(how: str) -> None:
+    settings = recipe(
+        topology={"ranks_per_group": WORLD.size}, sgd={"epochs": 1}, evolution={"steps": 1}
+    )
+    result = esgd_hpc.run(settings, WORLD, task=Troubled(how, 9, 10))
+    rows = result.history
+    assert all(row.theorem_1_holds for row in rows)
+    assert all(math.isfinite(i.fitness) for i in result.population.individuals)
+    settings = recipe(topology={"ranks_per_group": WORLD.size}, method="sgd-only", generations=1)
+    result = esgd_hpc.run(settings, WORLD, task=Troubled(how, 1, 2))
+    failed = [i for i in result.population.individuals if i.failure]
+    assert [i.uid for i in failed] == [0]
+    assert ("not finite" if how == "nan" else "out of luck") in failed[0].failure
+    assert failed[0].back_offs >= 1
+
+
+class BadFromBirth(Blobs):
+    """Networks whose first weight is above a bound cannot be scored."""
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        scores = dict(super().score(model, batch))
+        first = next(model.parameters()).flatten()[0]
+        if len(batch[0]) > 1 and first > self.bound:  # one sample: the look at the start
+            raise RuntimeError("cannot score this one")
+        return scores
+
+    bound = 0.0
+
+
+@pytest.mark.parallel(1, 2)
+def test_individuals_that_cannot_be_scored_are_replaced() -> None:
+    settings = recipe(
+        population={"parents": 8, "initialization": "random"},
+        topology={"ranks_per_group": WORLD.size},
+    )
+    task = BadFromBirth()
+    result = esgd_hpc.run(settings, WORLD, task=task)
+    assert math.isinf(result.history[0].worst)
+    assert math.isfinite(result.history[0].best)
+    assert math.isfinite(result.history[-1].worst)
+    task.bound = -math.inf
+    with pytest.raises(esgd_hpc.RunError, match=r"every individual failed.*cannot score this one"):
+        esgd_hpc.run(settings, WORLD, task=task)
+
+
+@pytest.mark.parallel(1, 2)
+def test_an_anchor_is_never_trained_and_the_best_is_never_worse(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    trained = esgd_hpc.run(recipe(generations=6), WORLD, task=Blobs())
+    path = folder / "anchor.safetensors"
+    if WORLD.rank == 0:
+        from safetensors.torch import save_model
+
+        save_model(trained.best_model(), str(path))
+    WORLD.Barrier()
+    settings = recipe(
+        population={"initialization": "random"},
+        anchor={"weights": str(path)},
+        sgd={"backoff_probability": 0.0},
+        generations=4,
+    )
+    result = esgd_hpc.run(settings, WORLD, task=Blobs())
+    anchor_fitness = trained.best.fitness
+    for row in result.history[1:]:
+        assert row.best <= anchor_fitness
+    uids = {i.uid for i in result.population.individuals} | {
+        p for i in result.population.individuals for p in i.parents
+    }
+    assert 5 in uids  # the anchor's own, as a parent
+    assert digest(result, WORLD) == alone(Blobs(), settings)
+
+
+@pytest.mark.parallel(1, 2, 3)
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    settings = recipe(fine_tuning={"epochs": 1}, evolution={"steps": 2})
+    whole = esgd_hpc.run(settings, WORLD, task=Blobs())
+    for name, groups_again in (("all", WORLD), ("alone", MPI.COMM_SELF)):
+        place = folder / name
+        calls = {"n": 0}
+
+        def stop_after_each() -> bool:
+            calls["n"] += 1
+            return calls["n"] % 2 == 0 and WORLD.rank == 0
+
+        first = esgd_hpc.run(
+            settings, WORLD, task=Blobs(), output=place, should_stop=stop_after_each
+        )
+        assert not first.finished
+        assert first.population.generation == 2
+        if groups_again is MPI.COMM_SELF and WORLD.rank > 0:
+            continue  # only one of the ranks goes on, on its own
+        second = esgd_hpc.run(settings, groups_again, task=Blobs(), output=place)
+        assert second.finished
+        assert second.population.individuals is not whole.population.individuals
+        if groups_again is WORLD:
+            assert digest(second, WORLD) == digest(whole, WORLD)
+        else:
+            assert digest(second, groups_again) == alone(Blobs(), settings)
+        untimed = [(r.generation, r.best.hex(), r.elite_average.hex()) for r in second.history]
+        assert untimed == [
+            (r.generation, r.best.hex(), r.elite_average.hex()) for r in whole.history
+        ]
+    WORLD.Barrier()
+
+
+@pytest.mark.parallel(1, 2)
+def test_the_best_model_has_the_recorded_fitness_in_plain_torch() -> None:
+    task = Blobs()
+    result = esgd_hpc.run(recipe(), WORLD, task=task)
+    model = result.best_model()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(task.validation[0]), task.validation[1])
+    assert float(loss) == pytest.approx(result.best.fitness, rel=1e-6)
+    assert np.isfinite(result.best_weights).all()

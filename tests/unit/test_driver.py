@@ -1,0 +1,303 @@
+"""The generation loop: what its history says, when it saves, stops and refuses to go on."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esgd_hpc import driver
+from esgd_hpc.config import Recipe, recipe_from
+from esgd_hpc.driver import Setting, check_theorem_1, evolve, generation_row
+from esgd_hpc.errors import RunError
+from esgd_hpc.population import Draw, GenerationRow, Individual, Origin, Population
+
+INF = math.inf
+
+
+def recipe(**tables: Any) -> Recipe:
+    sgd = {"optimizers": [{"name": "sgd", "learning_rate": 0.1}], **tables.pop("sgd", {})}
+    population = {"parents": 4, **tables.pop("population", {})}
+    evolution = {"elite_fraction": 0.5, **tables.pop("evolution", {})}
+    return recipe_from(
+        {"task": "digits", "sgd": sgd, "population": population, "evolution": evolution, **tables}
+    )
+
+
+def individuals(*fitness: float, first_uid: int = 0) -> list[Individual]:
+    return [Individual(uid=first_uid + i, fitness=f) for i, f in enumerate(fitness)]
+
+
+def population(members: Sequence[Individual], generation: int = 3) -> Population:
+    return Population(
+        generation=generation,
+        individuals=list(members),
+        owner={i.uid: 0 for i in members},
+        next_uid=100,
+        weights={},
+    )
+
+
+# History ------------------------------------------------------------------------------------------
+
+
+def test_a_row_has_the_numbers_of_its_generation() -> None:
+    draw = Draw(optimizer="adam", learning_rate=0.25)
+    members = [
+        Individual(uid=3, fitness=4.0),
+        Individual(uid=5, fitness=1.0, origin="offspring", born=3, draw=draw),
+        Individual(uid=7, fitness=2.0, origin="offspring", born=2),
+        Individual(uid=8, fitness=3.0, origin="offspring", born=3),
+    ]
+    before = individuals(1.5, 2.0, 9.0, 9.0)
+    seconds = {"sgd": 1.0, "evolution": 0.5}
+    row = generation_row(population(members), before, recipe(), seconds)
+    assert row == GenerationRow(
+        generation=3,
+        best=1.0,
+        elite_average=1.5,
+        median=2.5,
+        worst=4.0,
+        elite_offspring_fraction=0.5,
+        best_uid=5,
+        best_optimizer="adam",
+        best_learning_rate=0.25,
+        theorem_1_holds=True,
+        seconds=seconds,
+    )
+
+
+def test_the_initial_row_has_no_offspring_and_no_generation_before_it() -> None:
+    row = generation_row(population(individuals(2.0, 1.0, 1.0, INF), 0), None, recipe(), {})
+    assert (row.generation, row.best_uid, row.best_optimizer) == (0, 1, "")
+    assert (row.best_learning_rate, row.elite_offspring_fraction) == (0.0, 0.0)
+    assert row.theorem_1_holds
+
+
+def test_failed_individuals_leave_a_row_of_numbers() -> None:
+    row = generation_row(population(individuals(INF, 1.0, INF, INF)), None, recipe(), {})
+    assert (row.best, row.worst, row.median, row.elite_average) == (1.0, INF, INF, INF)
+
+
+@given(
+    st.lists(st.floats(0.0, 1e6) | st.just(INF), min_size=4, max_size=4),
+    st.lists(st.floats(0.0, 1e6) | st.just(INF), min_size=4, max_size=4),
+)
+def test_the_row_says_whether_theorem_1_holds(before: list[float], after: list[float]) -> None:
+    row = generation_row(population(individuals(*after)), individuals(*before), recipe(), {})
+    averages = [sum(sorted(fitness)[:2]) / 2 for fitness in (before, after)]
+    assert row.theorem_1_holds == (averages[1] <= averages[0])
+
+
+# Theorem 1 ----------------------------------------------------------------------------------------
+
+
+def row_of(before: list[Individual], after: list[Individual], settings: Recipe) -> GenerationRow:
+    return generation_row(population(after, 6), before, settings, {})
+
+
+def test_a_rise_of_the_elitist_average_is_an_error_with_all_that_shows_it() -> None:
+    before = individuals(1.0, 0.1 + 0.2, 5.0, 6.0)
+    after = individuals(0.5, 7.0, 0.875, INF, first_uid=20)
+    settings = recipe()
+    with pytest.raises(RunError) as caught:
+        check_theorem_1(row_of(before, after, settings), before, after, settings)
+    text = str(caught.value)
+    assert "internal error: Theorem 1" in text
+    assert "generation 6" in text
+    assert "2-elitist average fitness rose to 0.6875" in text
+    assert "before (uid: fitness) 1: 0.30000000000000004, 0: 1.0;" in text
+    assert text.endswith("after 20: 0.5, 22: 0.875")
+
+
+def test_the_smallest_rise_is_seen() -> None:
+    before = individuals(1.0, 2.0, 2.0, 2.0)
+    after = individuals(1.0, math.nextafter(2.0, 3.0), 2.5, 2.5)
+    settings = recipe()
+    with pytest.raises(RunError, match="Theorem 1"):
+        check_theorem_1(row_of(before, after, settings), before, after, settings)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.7, 0.999])
+def test_without_back_off_always_a_rise_is_noted_but_no_error(probability: float) -> None:
+    before, after = individuals(1.0, 1.0, 1.0, 1.0), individuals(2.0, 2.0, 2.0, 2.0)
+    settings = recipe(sgd={"backoff_probability": probability})
+    row = row_of(before, after, settings)
+    assert not row.theorem_1_holds
+    check_theorem_1(row, before, after, settings)
+
+
+def test_a_worse_rest_is_no_rise() -> None:
+    before, after = individuals(1.0, 2.0, 3.0, 4.0), individuals(1.0, 2.0, 9.0, INF)
+    settings = recipe()
+    check_theorem_1(row_of(before, after, settings), before, after, settings)
+
+
+# The loop -----------------------------------------------------------------------------------------
+
+
+class World:
+    """The collectives of one rank, beside which others may have been asked to stop."""
+
+    def __init__(self, others: Sequence[bool] = ()) -> None:
+        self.others = others
+
+    def allgather(self, mine: bool) -> list[bool]:
+        return [mine, *self.others]
+
+
+class Topology:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+
+class Loop:
+    """Runs `evolve` with steps that only note that they were called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: Recipe, world: World) -> None:
+        self.events: list[str] = []
+        self.history: list[GenerationRow] = []
+        self.population = population(individuals(1.0, 2.0, 3.0, 4.0), 0)
+        self.stop_in_generation = 0
+
+        def sgd(members: Population, k: int, *_: object) -> None:
+            self.events.append(f"sgd {k}")
+
+        def evolution(members: Population, k: int, v: int, *_: object) -> None:
+            self.events.append(f"evolution {k}.{v}")
+
+        monkeypatch.setattr(driver, "sgd_step", sgd)
+        monkeypatch.setattr(driver, "evolution_step", evolution)
+        self.setting = Setting(
+            recipe=settings,
+            hyperparameters={},
+            topology=cast(Any, Topology(world)),
+            learner=cast(Any, None),
+            anchor=None,
+            save=lambda members, rows: self.events.append(f"save {rows[-1].generation}"),
+            report=lambda members, rows: self.events.append(f"report {members.generation}"),
+            should_stop=lambda: self.population.generation == self.stop_in_generation,
+        )
+
+    def run(self) -> bool:
+        return evolve(self.population, self.history, self.setting)
+
+
+MakeLoop = Callable[..., Loop]
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> MakeLoop:
+    """Return what makes a loop from the tables of a recipe."""
+
+    def make(others: Sequence[bool] = (), **tables: Any) -> Loop:
+        return Loop(monkeypatch, recipe(**tables), World(others))
+
+    return make
+
+
+def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
+    loop: MakeLoop,
+) -> None:
+    one = loop(generations=2, evolution={"steps": 2})
+    assert one.run()
+    assert one.events == [
+        *("sgd 1", "evolution 1.1", "evolution 1.2", "save 1", "report 1"),
+        *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2", "report 2"),
+    ]
+    assert one.population.generation == 2
+    assert [row.generation for row in one.history] == [1, 2]
+    for row in one.history:
+        assert set(row.seconds) == {"sgd", "evolution", "checkpoint"}
+        assert all(value >= 0.0 for value in row.seconds.values())
+
+
+@pytest.mark.parametrize("method", ["sgd-only", "population", "single"])
+def test_the_baselines_have_no_evolution_step(loop: MakeLoop, method: str) -> None:
+    one = loop(method=method, generations=2, single={"learning_rate": 0.1})
+    assert one.run()
+    assert not any(event.startswith("evolution") for event in one.events)
+    assert all("evolution" not in row.seconds for row in one.history)
+
+
+def test_fine_tuning_is_one_more_generation_without_evolution(loop: MakeLoop) -> None:
+    one = loop(generations=1, fine_tuning={"epochs": 3})
+    assert one.run()
+    assert one.events[3:] == ["report 1", "sgd 2", "save 2", "report 2"]
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])]
+)
+def test_checkpoints_come_as_asked_for_and_always_at_the_end(
+    loop: MakeLoop, every: int, saved: list[int]
+) -> None:
+    one = loop(generations=5, checkpoint={"every": every})
+    assert one.run()
+    assert [event for event in one.events if "save" in event] == [f"save {k}" for k in saved]
+
+
+def test_a_rank_that_is_asked_to_stop_ends_the_run_at_a_checkpoint(loop: MakeLoop) -> None:
+    one = loop(generations=5, checkpoint={"every": 9})
+    one.stop_in_generation = 2
+    assert not one.run()
+    assert one.events[-2:] == ["save 2", "report 2"]
+    one.stop_in_generation = 0
+    assert one.run(), "and it goes on from there"
+    assert [row.generation for row in one.history] == [1, 2, 3, 4, 5]
+
+
+def test_any_other_rank_can_be_the_one_that_is_asked_to_stop(loop: MakeLoop) -> None:
+    one = loop(others=[False, True], generations=5)
+    assert not one.run()
+    assert one.population.generation == 1
+
+
+def test_a_request_to_stop_in_the_last_generation_changes_nothing(loop: MakeLoop) -> None:
+    one = loop(generations=2)
+    one.stop_in_generation = 2
+    assert one.run()
+
+
+def test_a_finished_population_is_left_alone(loop: MakeLoop) -> None:
+    one = loop(generations=2)
+    one.population.generation = 2
+    assert one.run()
+    assert one.events == []
+
+
+def test_the_loop_ends_where_theorem_1_does_not_hold(
+    loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = loop(generations=5)
+
+    def worse(members: Population, k: int, *_: object) -> None:
+        if k == 3:
+            members.individuals = [
+                msgspec.structs.replace(i, fitness=i.fitness + 1.0) for i in members.individuals
+            ]
+
+    monkeypatch.setattr(driver, "sgd_step", worse)
+    with pytest.raises(RunError, match="Theorem 1 is violated in generation 3"):
+        one.run()
+    assert "save 2" in one.events
+    assert "save 3" not in one.events
+
+
+def test_the_share_of_offspring_in_the_elite_is_that_of_this_generation(
+    loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = loop(generations=3)
+    origin: Origin = "offspring"
+
+    def give_birth(members: Population, k: int, *_: object) -> None:
+        if k < 3:
+            child = Individual(uid=10 * k, fitness=0.5 / k, origin=origin, born=k)
+            members.individuals = [child, *members.individuals[:3]]
+
+    monkeypatch.setattr(driver, "evolution_step", give_birth)
+    assert one.run()
+    assert [row.elite_offspring_fraction for row in one.history] == [0.5, 0.5, 0.0]
