@@ -40,7 +40,7 @@ if(ESGD_MPICC)
   add_custom_command(OUTPUT "${stamps}/mpi4py"
     COMMAND ${run} "-DREMEDY=mpi4py could not be built with ${ESGD_MPICC}; see above. ${pip_remedy}" ${explain}
       "${CMAKE_COMMAND}" -E env "MPICC=${ESGD_MPICC}"
-      ${pip} --no-build-isolation --no-cache-dir --no-deps --no-binary mpi4py --force-reinstall mpi4py
+      ${pip} --no-cache-dir --no-deps --no-binary mpi4py --force-reinstall mpi4py
     COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/mpi4py"
     DEPENDS "${previous}" "${constraints}"
     COMMENT "Building mpi4py against ${ESGD_MPI_VERSION}"
@@ -104,29 +104,37 @@ else()
   set(check_options "")
 endif()
 
-add_custom_command(OUTPUT "${stamps}/ranks"
-  COMMAND ${run} -E env ${ESGD_RANK_ENVIRONMENT} "${CMAKE_COMMAND}"
-    "-DREMEDY=Two ranks started by ${ESGD_MPIEXEC} did not find each other; see above. \
-If mpi4py loads another MPI than mpiexec belongs to, load one MPI module only; \
-or take the wheel: cmake --preset ... -DESGD_MPI=wheel" ${explain}
-    "${ESGD_MPIEXEC}" -n 2 "${ESGD_PYTHON}" "${module_dir}/check_ranks.py" ${check_options}
-  COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/ranks"
-  DEPENDS "${previous}" "${module_dir}/check_ranks.py"
-  COMMENT "Starting two ranks"
-  USES_TERMINAL VERBATIM)
-
 if(ESGD_DEMO OR ESGD_TESTS)
   set(exports ${ESGD_RANK_ENVIRONMENT})
-else()  # on a cluster, the site's own settings hold
+  add_custom_command(OUTPUT "${stamps}/ranks"
+    COMMAND ${run} -E env ${ESGD_RANK_ENVIRONMENT} "${CMAKE_COMMAND}"
+      "-DREMEDY=Two ranks started by ${ESGD_MPIEXEC} did not find each other; see above. \
+If mpi4py loads no MPI library, put the one of this mpiexec on LD_LIBRARY_PATH, as your site's module does. \
+If it loads another MPI than mpiexec belongs to, load one MPI module only. \
+Or take the wheel: cmake --preset ... -DESGD_MPI=wheel" ${explain}
+      "${ESGD_MPIEXEC}" -n 2 "${ESGD_PYTHON}" "${module_dir}/check_ranks.py" ${check_options}
+    COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/ranks"
+    DEPENDS "${previous}" "${module_dir}/check_ranks.py"
+    COMMENT "Starting two ranks"
+    USES_TERMINAL VERBATIM)
+  set(previous "${stamps}/ranks")
+else()  # a cluster: its own settings hold, and its login node may start no ranks
   set(exports "ESGD_MPIEXEC=${ESGD_MPIEXEC}")
 endif()
-list(TRANSFORM exports REPLACE "^([A-Z0-9a-z_]+)=(.*)$" "export \\1='\\2'")
+list(TRANSFORM exports REPLACE "^([A-Za-z0-9_]+)=(.*)$" "export \\1='\\2'")
 list(JOIN exports "\n" ESGD_EXPORTS)
 configure_file("${module_dir}/env.sh.in" "${CMAKE_BINARY_DIR}/env.sh" @ONLY)
 
-add_custom_target(environment ALL DEPENDS "${stamps}/ranks")
+add_custom_target(environment ALL DEPENDS "${previous}")
 if(NOT ESGD_DEMO)
   add_custom_command(TARGET environment POST_BUILD
     COMMAND "${CMAKE_COMMAND}" -E echo "esgd is ready. Activate it with:  . '${CMAKE_BINARY_DIR}/env.sh'"
+    VERBATIM)
+endif()
+if(NOT ESGD_DEMO AND NOT ESGD_TESTS)
+  list(JOIN check_options " " check_options)
+  add_custom_command(TARGET environment POST_BUILD
+    COMMAND "${CMAKE_COMMAND}" -E echo
+      "In a job with two or more ranks, check that they find each other:  mpiexec python '${module_dir}/check_ranks.py' ${check_options}"
     VERBATIM)
 endif()

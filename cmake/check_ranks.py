@@ -5,11 +5,14 @@ Usage: mpiexec -n 2 python check_ranks.py [--horovod]
 
 import sys
 
-from mpi4py import MPI
-
 
 def main() -> int:
     """Return the exit status."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
     world = MPI.COMM_WORLD
     library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
     if world.size < 2:

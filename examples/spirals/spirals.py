@@ -52,7 +52,7 @@ class Spirals(ClassificationTask):
     def configure(self, model: nn.Module, hyperparameters: Mapping[str, Any]) -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = hyperparameters.get("dropout", 0.0)  # method "single" draws none
+                module.p = hyperparameters["dropout"]
 
 
 def task(*, arms: int = 3, points_per_arm: int = 300) -> Spirals:

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esgd_hpc.api import RunResult, run
     from esgd_hpc.config import Choice, Range, Recipe, load_recipe, recipe_from
     from esgd_hpc.errors import EsgdError, InputError, RunError
-    from esgd_hpc.api import RunResult, run
     from esgd_hpc.tasks.base import ClassificationTask, Task
 
 _HOMES = {

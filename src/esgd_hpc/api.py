@@ -1,6 +1,6 @@
-"""The Python entry: a recipe, a communicator and a task in; a population, its history and best model out.
+"""The Python entry: recipe, communicator and task in; population, history and best model out.
 
-`esgd run` does no more than this module; programs that hold a communicator and notebooks call `run`.
+`esgd run` does no more than this; programs that hold a communicator and notebooks call `run`.
 """
 
 import logging
@@ -365,7 +365,7 @@ def _weights_maker(recipe: Recipe, learner: Learner) -> Callable[[Individual], W
 
 
 def _anchor(recipe: Recipe, topology: Topology, learner: Learner) -> Anchor | None:
-    """Read and score the anchor, if the recipe has one; its uid follows the initial population's."""
+    """Read and score the recipe's anchor; its uid follows those of the initial population."""
     path = recipe.anchor.weights
     if not path:
         return None

@@ -82,7 +82,7 @@ class PopulationSettings(_Table, frozen=True, kw_only=True):
     offspring: int = 64
     """lambda, the children of one evolution step."""
     initialization: Literal["random", "perturb"] = "random"
-    """random: each individual is a new network; perturb: all are one network plus Gaussian noise."""
+    """random: every individual is a new network; perturb: all are one network plus noise."""
     initial_weights: str = ""
     """perturb: a .safetensors file of that network; empty for a random one."""
     perturbation_strength: float = 0.01
@@ -115,7 +115,7 @@ class SgdSettings(_Table, frozen=True, kw_only=True):
     """p_backoff: an epoch that made the fitness worse is undone with this probability."""
     optimizers: tuple[OptimizerSettings, ...] = ()
     hyperparameters: dict[str, Drawn] = {}
-    """Ranges ([low, high]) or choices ({ choice = [...] }) that replace those that the task declares."""
+    """[low, high] or { choice = [...] } in place of what the task declares, by name."""
 
 
 class EvolutionSettings(_Table, frozen=True, kw_only=True):
@@ -374,7 +374,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _item(place: list[Any], part: str, override: str) -> Any:
     if not part.isdecimal() or int(part) >= len(place):
         raise InputError(
-            f"--set {override}: {part} is not one of the {len(place)} entries; they are numbered from 0"
+            f"--set {override}: {part} is not one of the {len(place)} entries,"
+            " which are numbered from 0"
         )
     return place[int(part)]
 

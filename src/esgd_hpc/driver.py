@@ -37,8 +37,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 def evolve(population: Population, history: list[GenerationRow], setting: Setting) -> bool:
     """Carry the population from its generation to the last one, in place.
 
-    Returns whether it got there; if not, it was asked to stop and left a checkpoint. Collective over
-    the world.
+    Returns whether it got there; if not, it was asked to stop and left a checkpoint.
+    Collective over the world.
     """
     recipe, topology = setting.recipe, setting.topology
     for k in range(population.generation + 1, recipe.last_generation + 1):

@@ -1,7 +1,7 @@
 """A network as one flat float32 vector, and back, without copies where possible.
 
-`Genome` moves the parameters and floating buffers of a module into one contiguous tensor and
-makes them views of it, so that loading, averaging and saving an individual is one copy of one vector.
+`Genome` moves the parameters and floating buffers of a module into one contiguous tensor and makes
+them views of it, so that loading, averaging and saving an individual is one copy of one vector.
 """
 
 import numpy as np

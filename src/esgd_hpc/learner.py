@@ -36,7 +36,7 @@ class Group(MetricSum, Protocol):
 
 
 class IndividualFailed(Exception):
-    """Training or scoring this individual failed on some rank of the group; raised on all of them."""
+    """Training or scoring failed on some rank of the group; raised on all of them."""
 
 
 class Snapshot:
@@ -207,7 +207,7 @@ class Learner:
     # Inside ---------------------------------------------------------------------------------------
 
     def _recalibrate(self) -> None:
-        """Estimate BatchNorm statistics on training data; each rank for itself, to the same bits."""
+        """Estimate BatchNorm statistics on training data; each rank alone, to the same bits."""
         norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if not norms:
             return

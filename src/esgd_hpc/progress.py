@@ -1,4 +1,4 @@
-"""What rank 0 shows while a run goes on: a live table on a terminal, one line a generation elsewhere."""
+"""What rank 0 shows of a run: a live table on a terminal, one line a generation elsewhere."""
 
 import math
 import os

@@ -2,7 +2,7 @@
 
 A stream is a Philox counter generator whose 128-bit key is a hash of
 (seed, generation, step, uid, purpose, lane). Two ranks that need the same numbers make the same
-stream; nothing is ever carried from one generation to the next, so a restart needs no generator state.
+stream; nothing is carried from one generation to the next, so a restart needs no generator state.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Data-parallel training in a group equals plain PyTorch on the same global batches, however averaged."""
+"""A group trains like plain PyTorch on the same global batches, however it averages."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,8 @@ class Tied(nn.Module):
         self.outer.weight = self.inner.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(torch.tanh(self.inner(x)))[:, :NUM_CLASSES]
+        out: Tensor = self.outer(torch.tanh(self.inner(x)))[:, :NUM_CLASSES]
+        return out
 
 
 class Unused(nn.Module):
@@ -58,7 +59,7 @@ class Unused(nn.Module):
         self.never = nn.Linear(NUM_INPUTS, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.common(x)
+        out: Tensor = self.common(x)
         rare = x[:, 0] > 1.2
         if rare.any():
             out = out + rare.unsqueeze(1) * self.rare(x)
@@ -85,7 +86,7 @@ class SmallTask(ClassificationTask):
         targets = torch.randint(NUM_CLASSES, (num_samples,), generator=stream)
         super().__init__(training=(inputs, targets), validation=(inputs[:37], targets[:37]))
         self.kind = kind
-        self.device = torch.device("cpu")
+        self.tensors = inputs, targets
 
     def model(self) -> nn.Module:
         return MODELS[self.kind]()
@@ -108,7 +109,7 @@ def reference(task: SmallTask, weights: Tensor, draw: Draw, num_ranks: int) -> n
     model = task.model()
     nn.utils.vector_to_parameters(weights.clone(), model.parameters())
     parts = num_ranks if task.kind == "batch_norm" else 1
-    inputs, targets = task.training
+    inputs, targets = task.tensors
     optimizer: torch.optim.Optimizer
     if draw.optimizer == "adam":
         optimizer = torch.optim.Adam(
@@ -157,7 +158,7 @@ def test_a_group_trains_like_one_process(group: Averaging, kind: str, draw: Draw
 
 
 def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.device) -> None:
-    """The body of the test above, for any device."""
+    """Run the body of the test above on any device."""
     learner = Learner(task, RECIPE, group, device)
     learner.load(learner.new_weights(7) if group.rank == 0 else None)
     start_weights = torch.from_numpy(learner.weights()[: learner.layout.num_parameters])

@@ -429,9 +429,13 @@ def replace(name: str, value: Any) -> Callable[[h5py.File], None]:
     return change
 
 
-def wrong_layout(file: h5py.File) -> None:
-    text = file["layout"].asstr()[()].replace('"size":12', '"size":4000000000')
-    replace("layout", text)(file)
+def change_layout(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(file: h5py.File) -> None:
+        text = bytes(file["layout"][()])
+        assert old in text
+        replace("layout", np.bytes_(text.replace(old, new)))(file)
+
+    return change_population(change)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -483,14 +487,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "group: not all from 0 to 0",
     ),
     "record": (
-        change_population(lambda file: file["record"].__setitem__(0, '{"uid": "one"}')),
+        change_population(lambda file: file["record"].__setitem__(0, b'{"uid": "one"}')),
         "damaged, or not a file of esgd",
     ),
     "deep record": (
-        change_population(lambda file: file["record"].__setitem__(0, "[" * 10**5)),
+        change_population(replace("record", np.array([b"[" * 10**5] * 5))),
         "damaged, or not a file of esgd",
     ),
-    "layout": (change_population(wrong_layout), "does not fit"),
+    "text of any length": (
+        change_population(replace("recipe", "{}")),
+        "recipe: not texts of shape ()",
+    ),
+    "size": (change_layout(b'"size":12', b'"size":4000000000'), "does not fit"),
+    "shape": (change_layout(b"[3,4]", b"[-3,-4]"), "does not fit"),
+    "type": (change_layout(b'"int64"', b'"O"'), "does not fit"),
+    "alias": (change_layout(b"decoder.weight", b"encoder.weight"), "does not fit"),
+    "kind": (change_layout(b'"buffer"', b'"code"'), "damaged, or not a file of esgd"),
     "attribute": (
         change_population(lambda file: file.attrs.__setitem__("next_uid", "many")),
         "next_uid: not a whole number",

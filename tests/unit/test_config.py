@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and how, and that nothing but InputError ever comes out."""
+"""Recipes: what is read, what is refused, and that nothing but InputError ever comes out."""
 
 import datetime
 import math
@@ -247,6 +247,12 @@ def test_numbers_that_are_not_finite_or_too_large_are_refused(key: str, value: f
     assert key in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_for_single_are_finite(value: float) -> None:
+    single = {"learning_rate": 0.1, "hyperparameters": {"rate": value}}
+    assert "single.hyperparameters.rate" in refusal(method="single", single=single)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -344,7 +350,9 @@ SCALARS = (
 )
 ANYTHING = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -352,9 +360,8 @@ ANYTHING = st.recursive(
 def _paths(value: Any, prefix: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Return the place of every table, list and leaf of a recipe's data."""
     found = [prefix] if prefix else []
-    items = enumerate(value) if isinstance(value, list) else ()
-    items = value.items() if isinstance(value, dict) else items
-    for name, inner in items:
+    inside = dict(enumerate(value)) if isinstance(value, list) else value
+    for name, inner in inside.items() if isinstance(inside, dict) else ():
         found += _paths(inner, (*prefix, name))
     return found
 
@@ -396,8 +403,7 @@ def spoiled(draw: st.DrawFn) -> dict[str, Any]:
 def test_no_data_raises_anything_but_an_input_error(nested: dict[str, Any]) -> None:
     try:
         recipe = recipe_from(nested)
-    except InputError as error:
-        assert str(error).startswith("recipe: ")
+    except InputError:
         return
     written = recipe_data(recipe)
     if not recipe.task_options:  # dates and the like come back as text

@@ -197,7 +197,10 @@ def test_weights_of_a_network_are_those_of_its_genome() -> None:
 
 def test_what_is_written_to_flat_is_in_the_network_and_the_other_way_round() -> None:
     genome = Genome(everything())
-    scale, mean = genome.module.get_parameter("scale"), genome.module.get_buffer("norm.running_mean")
+    scale, mean = (
+        genome.module.get_parameter("scale"),
+        genome.module.get_buffer("norm.running_mean"),
+    )
     genome.flat[0] = 9.0
     assert scale.item() == 9.0
     genome.floating_buffers()[:4] = 3.0
@@ -222,7 +225,8 @@ def test_gather_takes_over_tensors_that_were_given_other_memory() -> None:
     genome = Genome(everything())
     scale = genome.module.get_parameter("scale")
     scale.data = torch.tensor(4.0)
-    genome.module.norm.running_mean = torch.full((4,), 6.0)  # another buffer object
+    norm = genome.module.get_submodule("norm")
+    norm.running_mean = torch.full((4,), 6.0)  # another buffer object
     genome.module.steps = torch.tensor(8)
     weights = genome.store()
     assert weights[0] == 4.0
@@ -239,7 +243,7 @@ def test_loading_after_tensors_were_given_other_memory_reaches_the_network() -> 
     weights, before = genome.store(), state(genome.module)
     for tensor in (*genome.module.parameters(), *genome.module.buffers()):
         tensor.data = torch.zeros_like(tensor)
-    genome.module.norm.running_var = torch.zeros(4)
+    genome.module.get_submodule("norm").running_var = torch.zeros(4)
     genome.load(weights)
     assert_same_bits(state(genome.module), before)
 
@@ -307,7 +311,9 @@ def test_networks_that_cannot_be_a_population_are_refused(
     [
         nn.LSTM(3, 4, num_layers=2),
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.PReLU()),
-        nn.ParameterDict({"none": nn.Parameter(torch.empty(0)), "one": nn.Parameter(torch.ones(1))}),
+        nn.ParameterDict(
+            {"none": nn.Parameter(torch.empty(0)), "one": nn.Parameter(torch.ones(1))}
+        ),
         nn.MultiheadAttention(4, 2),
     ],
     ids=["lstm", "convolution", "empty", "attention"],

@@ -253,9 +253,7 @@ def test_softmax_does_not_depend_on_the_zero_of_fitness(
 
 
 @given(WHOLE_FITNESSES, SMOOTHING)
-def test_rank_depends_on_the_order_of_fitness_alone(
-    fitness: list[float], smoothing: float
-) -> None:
+def test_rank_depends_on_the_order_of_fitness_alone(fitness: list[float], smoothing: float) -> None:
     np.testing.assert_array_equal(
         operators.selection_scores(floats(f**3 - 7.0 for f in fitness), "rank", smoothing),
         operators.selection_scores(floats(fitness), "rank", smoothing),
@@ -263,7 +261,7 @@ def test_rank_depends_on_the_order_of_fitness_alone(
 
 
 def test_inverse_refuses_a_negative_fitness_and_names_the_others() -> None:
-    with pytest.raises(ValueError, match="needs a fitness of at least 0, got -1.0") as caught:
+    with pytest.raises(ValueError, match=r"needs a fitness of at least 0, got -1\.0") as caught:
         operators.selection_scores(floats([2.0, -1.0]), "inverse")
     assert "window, rank or softmax" in str(caught.value)
 
@@ -493,9 +491,7 @@ def test_the_rest_is_drawn_uniformly_from_the_healthy_others(num_rest: int) -> N
     drawn: Counter[tuple[int, ...]] = Counter()
     for k in range(3000):
         stream = rng.stream(1, k, 1, 0, rng.Purpose.SURVIVORS)
-        elite, rest = operators.select_survivors(
-            floats(fitness), range(8), 2, 2 + num_rest, stream
-        )
+        elite, rest = operators.select_survivors(floats(fitness), range(8), 2, 2 + num_rest, stream)
         assert elite == [0, 5]
         drawn[tuple(sorted(rest))] += 1
     subsets = [*itertools.combinations(others, num_rest)]

@@ -1,4 +1,4 @@
-"""Draws lie where the recipe says, as often as it says, and depend on seed, generation and uid alone."""
+"""Draws lie where the recipe says, as often as it says, and have streams of their own."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -223,7 +223,9 @@ def test_a_draw_depends_on_seed_generation_and_uid_alone() -> None:
     settings = recipe({**SGD, "momentum": [0.1, 0.9]})
     one = draw(settings, uid=4, generation=2)
     assert draw(settings, uid=4, generation=2) == one
-    experienced = Individual(uid=4, fitness=0.1, born=1, draw=Draw(optimizer="adam", learning_rate=9))
+    experienced = Individual(
+        uid=4, fitness=0.1, born=1, draw=Draw(optimizer="adam", learning_rate=9)
+    )
     assert draw_optimizer(settings, {}, 2, experienced) == one
     assert draw(settings, uid=5, generation=2) != one
     assert draw(settings, uid=4, generation=3) != one
@@ -324,6 +326,30 @@ def test_single_starts_with_its_settings_and_keeps_what_its_record_has() -> None
     halved = msgspec.structs.replace(first, learning_rate=0.15)
     record = Individual(uid=0, fitness=1.0, draw=halved)
     assert draw_optimizer(settings, {}, 7, record) == halved
+
+
+SINGLE = {"learning_rate": 0.3}
+
+
+def test_single_has_the_values_that_its_settings_give_to_the_tasks_hyperparameters() -> None:
+    values = {"dropout": 0.25, "layers": 2, "kind": "a", "flag": True}
+    settings = recipe(method="single", single={**SINGLE, "hyperparameters": values})
+    declared = {"dropout": Range(0.0, 1.0), "layers": Range(1, 4), "kind": Choice(["a", "b"])}
+    d = draw(settings, declared={**declared, "flag": Choice([False]), "other": Range(0.5)})
+    assert d.hyperparameters == values
+    assert isinstance(d.hyperparameters["layers"], int), "a number of layers"
+    with pytest.raises(InputError, match=r"single\.hyperparameters\.flag"):
+        drawn_hyperparameters(settings, declared)
+
+
+def test_batch_size_and_weight_decay_take_over_for_single_too_or_are_refused() -> None:
+    values = {"batch_size": 16, "weight_decay": 0.5}
+    try:
+        settings = recipe(method="single", single={**SINGLE, "hyperparameters": values})
+        d = draw(settings)
+    except InputError:
+        return
+    assert (d.batch_size, d.weight_decay, d.hyperparameters) == (16, 0.5, {})
 
 
 def test_fine_tuning_uses_its_own_optimizer_and_learning_rate() -> None:

@@ -1,4 +1,4 @@
-"""Plans are carried out by a simulation: what a group needs is at hand, and it never holds too much."""
+"""Plans, carried out by a simulation: what a group needs is at hand, and never too much."""
 
 import dataclasses
 import math
@@ -159,7 +159,11 @@ def test_survivors_move_only_from_full_groups_and_no_group_owns_too_many(
 
 def test_chosen_children_come_to_live_near_their_parents() -> None:
     owner = {0: 0, 1: 1, 2: 2}
-    chosen = [Child(uid=9, parents=(2, 1)), Child(uid=10, parents=(2,)), Child(uid=11, parents=(0,))]
+    chosen = [
+        Child(uid=9, parents=(2, 1)),
+        Child(uid=10, parents=(2,)),
+        Child(uid=11, parents=(0,)),
+    ]
     placed, moves = place_survivors([0, 1, 2], chosen, owner, 3)
     assert moves == []
     assert placed == {0: 0, 1: 1, 2: 2, 9: 1, 10: 2, 11: 0}

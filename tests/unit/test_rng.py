@@ -28,9 +28,7 @@ def test_keys_differ_where_any_field_does(
 def test_fields_do_not_stand_for_each_other(order: list[int]) -> None:
     fields = [1, 2, 3, 4, 5, 6]
     swapped = [fields[i] for i in order]
-    one, other = (
-        rng.key(a, b, c, d, Purpose(e), f) for a, b, c, d, e, f in (fields, swapped)
-    )
+    one, other = (rng.key(a, b, c, d, Purpose(e), f) for a, b, c, d, e, f in (fields, swapped))
     assert (one == other) == (swapped == fields)
 
 

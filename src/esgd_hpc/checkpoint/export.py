@@ -131,7 +131,7 @@ def _places(entry: Entry, array: npt.NDArray[Any], source: str) -> npt.NDArray[n
             f"{source}: {entry.name} has shape {list(array.shape)},"
             f" the model's has {list(entry.shape)}"
         )
-    kinds, what = ("iub", "whole numbers") if entry.kind == "integer" else ("f", "floating point")
+    kinds, what = ("iubc", "whole numbers") if entry.kind == "integer" else ("f", "floating point")
     if array.dtype.kind not in kinds:
         raise InputError(f"{source}: {entry.name} is {array.dtype}, the model's is {what}")
     if entry.kind != "integer":

@@ -1,7 +1,8 @@
 """How HDF5 files are made so that a full disk is an error, and read so that nothing is trusted.
 
 Files have the format of HDF5 1.10, which every reader in use knows. They hold no filters and no
-half floats, and are never locked: a published file does not change.
+half floats, and are never locked: a published file does not change. What is read back has a fixed
+length, also texts: HDF5 can loop for ever in a damaged heap of strings.
 """
 
 import io
@@ -109,7 +110,24 @@ class _LastingFile:
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
     """Write one text as a scalar dataset, which may be longer than an attribute."""
-    group.create_dataset(name, data=text, dtype=h5py.string_dtype())
+    group.create_dataset(name, data=_fixed_length(text))
+
+
+def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    """Write a column of texts."""
+    group.create_dataset(name, data=_fixed_length(*texts).reshape(len(texts)))
+
+
+def write_text_attribute(group: h5py.Group, name: str, text: str) -> None:
+    """Write one text as an attribute."""
+    group.attrs[name] = _fixed_length(text)
+
+
+def _fixed_length(*texts: str) -> npt.NDArray[np.bytes_]:
+    """Return texts as UTF-8 of one length, of shape [] if there is one, [n] otherwise."""
+    encoded = [text.encode() for text in texts]
+    dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    return np.array(encoded[0] if len(encoded) == 1 else encoded, dtype=dtype)
 
 
 def write_flags(
@@ -195,20 +213,38 @@ def read_flags(group: h5py.Group, name: str, length: int, meanings: Sequence[str
 
 def read_text(group: h5py.Group, name: str) -> str:
     """Return a text from `write_text`."""
-    return str(read_dataset(group, name).asstr()[()])
+    return _texts(group, name, ())[0]
 
 
 def read_texts(group: h5py.Group, name: str, length: int) -> list[str]:
-    """Return a column of texts."""
+    """Return a column from `write_texts`."""
+    return _texts(group, name, (length,))
+
+
+def _texts(group: h5py.Group, name: str, shape: tuple[int, ...]) -> list[str]:
     dataset = read_dataset(group, name)
-    if dataset.shape != (length,):
-        raise InputError(f"{group.file.filename}: {name}: shape {dataset.shape}, not ({length},)")
-    return [str(text) for text in dataset.asstr()[...]]
+    if dataset.dtype.kind != "S" or dataset.shape != shape:
+        raise InputError(f"{group.file.filename}: {name}: not texts of shape {shape}")
+    return [bytes(text).decode() for text in np.atleast_1d(dataset[()])]
+
+
+def read_text_attributes(group: h5py.Group) -> dict[str, str]:
+    """Return all attributes of a group that are from `write_text_attribute`."""
+    return {
+        name: bytes(group.attrs[name]).decode()
+        for name in group.attrs
+        if _has_kind(group, name, "S")
+    }
 
 
 def read_number(group: h5py.Group, name: str) -> int:
     """Return a whole number of at least 0 from an attribute."""
-    value = group.attrs.get(name)
-    if not isinstance(value, np.integer) or value < 0:
+    if name not in group.attrs or not _has_kind(group, name, "iu") or group.attrs[name] < 0:
         raise InputError(f"{group.file.filename}: attribute {name}: not a whole number from 0")
-    return int(value)
+    return int(group.attrs[name])
+
+
+def _has_kind(group: h5py.Group, name: str, kinds: str) -> bool:
+    """Tell whether an attribute is one value of a kind, without reading it."""
+    attribute = group.attrs.get_id(name)
+    return attribute.shape == () and attribute.dtype.kind in kinds

@@ -27,6 +27,11 @@ from esgd_hpc.errors import InputError
 from esgd_hpc.layout import Entry, Layout
 from esgd_hpc.population import ORIGINS, GenerationRow, Individual
 
+_BUFFER_TYPES = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "complex64", "complex128"]
+)
+"""Types of the buffers that a layout calls integer: all that are not float32."""
+
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint holds besides the weights."""
@@ -65,7 +70,7 @@ def write_population_file(path: Path, contents: Contents) -> None:
         write_rows(file.create_group("history"), contents.history)
         provenance = file.create_group("provenance")
         for name, text in contents.provenance.items():
-            provenance.attrs[name] = text
+            hdf5.write_text_attribute(provenance, name, text)
 
 
 def _write_columns(file: h5py.File, contents: Contents) -> None:
@@ -99,9 +104,7 @@ def _write_columns(file: h5py.File, contents: Contents) -> None:
     place = file.create_dataset("parent_number", data=np.arange(width, dtype="<i8"))
     place.make_scale("parent_number")
     file["parents"].dims[1].attach_scale(place)
-    file.create_dataset(
-        "record", data=[_record_text(i) for i in individuals], dtype=h5py.string_dtype()
-    )
+    hdf5.write_texts(file, "record", [_record_text(i) for i in individuals])
 
 
 def _record_text(individual: Individual) -> str:
@@ -150,7 +153,7 @@ def read_population_file(path: Path) -> Contents:
             ranks=hdf5.read_number(file, "ranks"),
             ranks_per_group=hdf5.read_number(file, "ranks_per_group"),
             groups=hdf5.read_number(file, "groups"),
-            provenance={k: str(v) for k, v in hdf5.read_group(file, "provenance").attrs.items()},
+            provenance=hdf5.read_text_attributes(hdf5.read_group(file, "provenance")),
         )
     _check(path, contents, uids)
     return contents
@@ -178,15 +181,14 @@ def _check(path: Path, contents: Contents, uids: list[int]) -> None:
             raise InputError(f"{path}: layout: entry {entry.name[:60]!r} does not fit")
         offset += entry.size
         names.add(entry.name)
-    if not names.issuperset(contents.layout.aliases.values()):
-        raise InputError(f"{path}: layout: an alias of a tensor that is not there")
+    aliases = contents.layout.aliases
+    if not names.issuperset(aliases.values()) or names & aliases.keys():
+        raise InputError(f"{path}: layout: an alias that does not fit")
 
 
 def _places(entry: Entry) -> int:
     """Return how many float32 places the shape and type of an entry need, -1 for a wrong one."""
-    dtype = np.dtype(entry.dtype)
-    if any(length < 0 for length in entry.shape):
+    expected = _BUFFER_TYPES if entry.kind == "integer" else {"float32"}
+    if entry.dtype not in expected or any(length < 0 for length in entry.shape):
         return -1
-    if (entry.kind == "integer") == (dtype == np.float32) or dtype.kind not in "fiub":
-        return -1
-    return -(-math.prod(entry.shape) * dtype.itemsize // 4)
+    return -(-math.prod(entry.shape) * np.dtype(entry.dtype).itemsize // 4)

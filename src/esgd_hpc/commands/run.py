@@ -1,4 +1,4 @@
-"""`esgd run`: train a population over the ranks of MPI_COMM_WORLD, with exit statuses for job scripts."""
+"""`esgd run`: train over the ranks of MPI_COMM_WORLD, with exit statuses for job scripts."""
 
 import argparse
 import logging
@@ -51,8 +51,8 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
     os.environ.setdefault("OMP_NUM_THREADS", str(recipe.topology.threads_per_rank))
     _log_to_stderr(arguments.log_level, world.rank, world.rank // recipe.topology.ranks_per_group)
 
-    from esgd_hpc.progress import progress_for
     from esgd_hpc.api import plan, run
+    from esgd_hpc.progress import progress_for
 
     output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
     if arguments.dry_run:

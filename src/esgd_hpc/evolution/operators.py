@@ -1,6 +1,6 @@
 """The operators of the evolution step (section 3.3): selection, recombination, mutation, m-elitism.
 
-Pure functions of arrays and random streams; lower fitness is better, +inf is an individual that failed.
+Pure functions of arrays and random streams. Lower fitness is better, +inf is a failure.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ NOISE_CHUNK = 1 << 20
 
 
 def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1.0) -> Floats:
-    """Return a score >= 0 for each individual, to which its probability of selection is proportional.
+    """Return a score >= 0 for each individual; its probability of selection is proportional to it.
 
     inverse: 1/f.  window: f_worst - f + (f_worst - f_best) / mu.  rank: mu for the best to 1 for
     the worst, equals share the mean.  softmax: exp(f_best - f).  Raised to the power `smoothing`;
@@ -74,7 +74,7 @@ def roulette(scores: Floats, count: int, stream: np.random.Generator) -> list[in
 def recombine(
     parents: Sequence[Weights], uids: Sequence[int], layout: Layout, out: Weights
 ) -> None:
-    """Write the intermediate recombination of the parents to `out`, shape [P] (Eq. 12 without noise).
+    """Write the intermediate recombination of parents to `out`, shape [P] (Eq. 12 without noise).
 
     Parameters and floating buffers are the mean, added up in uid order so that the order of the
     draw cannot change it; integer buffers are those of the first parent.

@@ -1,7 +1,7 @@
 """Who makes which child and who lends which parent: pure planning, done on rank 0 and broadcast.
 
-A plan is a list of rounds. In a round each group makes at most one child; before it, the parents that
-the group lacks come from the leaders that own them. A borrowed parent is kept while the next
+A plan is a list of rounds. In a round each group makes at most one child; before it, the parents
+that the group lacks come from the leaders that own them. A borrowed parent is kept while the next
 children need it; the children of a group are ordered so that this is likely.
 """
 
@@ -97,7 +97,7 @@ def draw_children(
 def assign_makers(
     children: Sequence[Child], owner: Mapping[int, int], num_groups: int
 ) -> dict[int, int]:
-    """Return child uid to the group that scores it: near its parents, at most ceil(lambda / groups) each.
+    """Return each child's group, by uid: near its parents, at most ceil(lambda / groups) each.
 
     `owner` maps uid to group; a parent without owner (the anchor) is at hand everywhere.
     """
@@ -178,7 +178,7 @@ def bytes_borrowed(rounds: Sequence[Round], individual_bytes: int) -> int:
 def _place_near_parents(
     children: Sequence[Child], owner: Mapping[int, int], loads: list[int], limit: int
 ) -> dict[int, int]:
-    """Give each child the group below its limit that owns most of its parents; the least loaded of equals."""
+    """Give each child to the group with room that owns most of its parents, or the least loaded."""
     placed = {}
     for child in children:
         free = [group for group, load in enumerate(loads) if load < limit]

@@ -1,4 +1,4 @@
-"""The evolution step (Algorithm 1, inner loop over v): children, their fitness, m-elitist selection.
+"""The evolution step (Algorithm 1, loop over v): children, their fitness, m-elitist selection.
 
 Rank 0 draws and selects; leaders lend each other parents, make children and score them with
 their groups, one at a time. A child that is chosen is made again where it will live.
@@ -82,16 +82,13 @@ def evolution_step(
         rounds, lambda child, weights: scored.append(maker.score(child, weights, generation))
     )
     offspring = gather_records(topology, scored if topology.is_leader else [])
-    if anchor:
-        # One untrained copy of the anchor among the individuals is enough.
-        if all(i.origin != "anchor" for i in population.individuals):
-            uid = population.next_uid + recipe.population.offspring
-            children.append(Child(uid=uid, parents=(anchor.record.uid,), is_copy=True))
-            offspring.append(
-                msgspec.structs.replace(
-                    anchor.record, uid=uid, parents=(anchor.record.uid,), born=generation
-                )
-            )
+    # One untrained copy of the anchor among the individuals is enough.
+    if anchor and all(i.origin != "anchor" for i in population.individuals):
+        uid, parent = population.next_uid + recipe.population.offspring, anchor.record.uid
+        children.append(Child(uid=uid, parents=(parent,), is_copy=True))
+        offspring.append(
+            msgspec.structs.replace(anchor.record, uid=uid, parents=(parent,), born=generation)
+        )
 
     def select() -> Selected:
         candidates = population.individuals + offspring

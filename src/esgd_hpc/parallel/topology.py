@@ -3,7 +3,7 @@
     world   all ranks
     group   the ranks that train one individual together, data-parallel; rank 0 of it is its leader
     peers   the ranks that hold the same place in their groups; for leaders: all leaders.
-            Weights travel over it. Every rank has one, so that no rank holds a missing communicator.
+            Weights travel over it. Every rank has one, so that none holds a missing communicator.
 
 Groups are consecutive ranks, so that on usual placements a group shares a node.
 """

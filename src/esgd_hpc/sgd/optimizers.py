@@ -38,9 +38,9 @@ def draw_optimizer(
 ) -> Draw:
     """Return what the individual trains with in the SGD step of this generation.
 
-    `hyperparameters` is the result of `drawn_hyperparameters`. Generations count from 1; the
-    one after the last is fine-tuning. The baselines keep what they have: "population" its first draw
-    with the learning rate annealed, "single" its last one, whose learning rate it halves itself.
+    `hyperparameters` is the result of `drawn_hyperparameters`. Generations count from 1; the one
+    after the last is fine-tuning. The baselines keep what they have: "population" its first draw
+    with the learning rate annealed, "single" its last, whose learning rate the SGD step halves.
     """
     if recipe.method == "single":
         return individual.draw or _single(recipe)

@@ -1,4 +1,4 @@
-"""The SGD step of a generation (Algorithm 1, inner loop over individuals): K_s epochs with back-off.
+"""The SGD step of a generation (Algorithm 1, loop over individuals): K_s epochs with back-off.
 
 Each group trains its own individuals one after another; there is no contact between groups until
 the records meet at the end.

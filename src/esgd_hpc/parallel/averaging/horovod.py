@@ -30,7 +30,7 @@ class HorovodAveraging:
     """Collectives of a group over Horovod.
 
     A process has one Horovod session for its whole life: Horovod 0.28.1 crashes when it is
-    initialized again after a shutdown. So the first one stays, and serves later groups of the same ranks.
+    initialized again after a shutdown. The first one stays and serves later groups of equal ranks.
     """
 
     name = "horovod"
@@ -51,8 +51,8 @@ class HorovodAveraging:
         if _members and _members != members:
             raise InputError(
                 'topology.gradient_averaging = "horovod": this process already trains with ranks'
-                f" {_members} of MPI_COMM_WORLD and cannot with {members}: Horovod allows one session"
-                " per process; use the same group again, or choose torch or mpi"
+                f" {_members} of MPI_COMM_WORLD and cannot with {members}: Horovod allows one"
+                " session per process; use the same group again, or choose torch or mpi"
             )
         os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")

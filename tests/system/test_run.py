@@ -1,0 +1,284 @@
+"""`esgd run` under mpiexec as users start it: digests, resuming, signals, failing ranks, export."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from esgd_hpc.tasks.digits import digits
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+QUICK = ("--set", "generations=3", "--set", "population.offspring=9")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "spirals"
+HAS_FASHION = Path("/usr/share/datasets/fashion-mnist").is_dir()
+
+
+def inspect(launch: Launch, run: Path) -> dict[str, Any]:
+    """Return what `esgd inspect --json` says of a run."""
+    shown = launch(0, "inspect", str(run), "--json")
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+def test_the_digest_is_the_same_on_one_two_three_and_four_ranks(
+    launch: Launch, tmp_path: Path
+) -> None:
+    digests = set()
+    for ranks in (0, 1, 2, 3, 4):  # 0: without mpiexec; 8 individuals, so 3 groups are uneven
+        run = tmp_path / str(ranks)
+        done = launch(ranks, "run", "digits", *QUICK, "--output", str(run))
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("generation ")]
+        assert len(lines) == 4
+        best = [float(re.search(r"best (\S+)", line)[1]) for line in lines]  # type: ignore[index]
+        assert best == sorted(best, reverse=True)
+        assert best[-1] < best[0]
+        found = inspect(launch, run)
+        assert found["ranks"] == max(1, ranks)
+        assert found["theorem_1_holds"] is True
+        digests.add(found["digest"])
+    assert len(digests) == 1
+
+
+def test_inspect_shows_what_job_scripts_rely_on(launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = launch(2, "run", "digits", *QUICK, "--output", str(run))
+    assert done.returncode == 0, done.stderr
+    found = inspect(launch, run)
+    assert {"recipe", "generation", "generations", "ranks", "ranks_per_group", "groups"} < set(found)
+    assert found["generation"] == found["generations"] == 3
+    assert found["recipe"]["population"]["offspring"] == 9
+    assert len(found["population"]) == 8
+    best = min(found["population"], key=lambda i: (i["fitness"], i["uid"]))
+    assert best["uid"] == found["best"]["uid"]
+    assert found["best"]["metrics"]["error_rate"] < 0.5
+    assert found["history"]["generation"] == [0, 1, 2, 3]
+    assert found["history"]["best"][-1] == found["best"]["fitness"]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_plain_torch_loads_an_export_back_to_the_recorded_fitness(
+    launch: Launch, tmp_path: Path, ending: str
+) -> None:
+    run, path = tmp_path / "run", tmp_path / f"best.{ending}"
+    assert launch(0, "run", "digits", *QUICK, "--output", str(run)).returncode == 0
+    done = launch(0, "export", str(run), "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    task = digits()
+    model = task.model()
+    if ending == "pt":
+        model.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        model.load_state_dict(load_file(path))
+    inputs, targets = task.validation  # type: ignore[misc]
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(model.eval()(inputs), targets))
+    assert loss == pytest.approx(inspect(launch, run)["best"]["fitness"], rel=1e-6)
+
+
+def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("run", "digits", *QUICK, "--output", str(run))
+    assert launch(2, *command).returncode == 0
+    digest = inspect(launch, run)["digest"]
+    again = launch(3, *command)
+    assert again.returncode == 0
+    assert "complete" in again.stdout
+    assert inspect(launch, run)["digest"] == digest
+
+
+def test_another_recipe_in_the_folder_is_refused_with_its_keys(
+    launch: Launch, tmp_path: Path
+) -> None:
+    command = ("run", "digits", *QUICK, "--output", str(tmp_path / "run"))
+    assert launch(0, *command).returncode == 0
+    refused = launch(2, *command, "--set", "seed=7", "--set", "sgd.epochs=2")
+    assert refused.returncode == 2
+    assert "seed: 1 -> 7" in refused.stderr
+    assert "sgd.epochs: 1 -> 2" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def start(ranks: int, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start esgd under mpiexec in a process group of its own and return at once."""
+    return subprocess.Popen(
+        ["mpiexec", "-n", str(ranks), sys.executable, "-m", "esgd_hpc", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> None:
+    """Read the standard output up to the first line that holds the text."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    assert process.stderr is not None
+    raise AssertionError(f"no line with {text!r}: {process.stderr.read()}")
+
+
+LONG = ("--set", "generations=6", "--set", "sgd.epochs=2", "--set", "population.offspring=9")
+
+
+@pytest.mark.parametrize("ranks_again", [2, 3])
+def test_a_killed_run_goes_on_to_the_digest_of_one_that_was_not(
+    launch: Launch, tmp_path: Path, ranks_again: int
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch(2, "run", "digits", *LONG, "--output", str(whole)).returncode == 0
+    process = start(2, "run", "digits", *LONG, "--output", str(killed))
+    read_until(process, "generation 3/")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    again = launch(ranks_again, "run", "digits", *LONG, "--output", str(killed))
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"gen_00000[3-6] is verified", again.stdout)
+    assert inspect(launch, killed)["digest"] == inspect(launch, whole)["digest"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_at_a_checkpoint_with_status_99(
+    launch: Launch, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = ("run", "digits", *LONG, "--set", "generations=40", "--output", str(run))
+    process = start(2, *command, "--log-level", "info")
+    read_until(process, "generation 2/")
+    one_rank = ranks_of(process.pid)[-1]
+    os.kill(one_rank, number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 99, stderr
+    assert "start the same command again" in stderr
+    generation = inspect(launch, run)["generation"]
+    assert 2 <= generation < 40
+    again = launch(2, *command[:-4], "--set", "generations=40", "--output", str(run), timeout=240)
+    assert f"going on from generation {generation}" in again.stdout
+    assert again.returncode == 0
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Return the processes of ours that the launcher has started, in the order of their numbers."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return sorted(int(child) for child in children)
+
+
+TROUBLE = '''
+import os, time
+import torch
+from esgd_hpc import ClassificationTask
+
+class Trouble(ClassificationTask):
+    def __init__(self):
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+        super().__init__(training=(x, torch.arange(40) % 2), validation=(x, torch.arange(40) % 2))
+
+    def model(self):
+        return torch.nn.Linear(3, 2)
+
+    def augment(self, batch):
+        if os.environ.get("TROUBLE") == "interrupt" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+            raise SystemExit("this rank leaves")
+        return batch
+
+def task():
+    if os.environ.get("TROUBLE") == "task" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        raise FileNotFoundError("no data on this node")
+    return Trouble()
+'''
+
+
+@pytest.fixture
+def trouble(tmp_path: Path) -> Path:
+    """Write a task that can fail on one rank, and its recipe; return the recipe's path."""
+    (tmp_path / "trouble.py").write_text(TROUBLE)
+    recipe = tmp_path / "trouble.toml"
+    recipe.write_text(
+        'task = "trouble:task"\ngenerations = 2\n[population]\nparents = 4\noffspring = 4\n'
+        '[[sgd.optimizers]]\nname = "sgd"\nlearning_rate = 0.1\n'
+    )
+    return recipe
+
+
+def test_what_escapes_on_one_rank_ends_all_with_its_traceback_once(
+    launch: Launch, trouble: Path
+) -> None:
+    started = time.monotonic()
+    done = launch(3, "run", str(trouble), cwd=trouble.parent, env={"TROUBLE": "interrupt"})
+    assert done.returncode not in (0, 2, 99)
+    assert done.stderr.count("Traceback") == 1
+    assert "rank 1 failed" in done.stderr
+    assert "this rank leaves" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_a_task_that_fails_to_load_on_one_rank_is_one_message_for_all(
+    launch: Launch, trouble: Path
+) -> None:
+    done = launch(3, "run", str(trouble), cwd=trouble.parent, env={"TROUBLE": "task"})
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("esgd: error:") == 1
+    assert "no data on this node" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(
+    launch: Launch, trouble: Path
+) -> None:
+    done = launch(2, "run", str(trouble), "--dry-run", cwd=trouble.parent)
+    assert done.returncode == 0, done.stderr
+    assert "4 individuals of 8 parameters, 4 offspring, 2 generations" in done.stdout
+    assert "2 groups of 1 rank" in done.stdout
+    assert sorted(p.name for p in trouble.parent.iterdir() if p.name != "__pycache__") == [
+        "trouble.py",
+        "trouble.toml",
+    ]
+
+
+def test_the_example_outside_the_package_trains(launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = launch(
+        2, "run", "recipe.toml", "--set", "generations=2", "--output", str(run), cwd=EXAMPLE
+    )
+    assert done.returncode == 0, done.stderr
+    assert inspect(launch, run)["generation"] == 2
+
+
+@pytest.mark.skipif(not HAS_FASHION, reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.parametrize("averaging", ["horovod", "torch", "mpi"])
+def test_two_groups_of_two_ranks_train_on_real_images(
+    launch: Launch, tmp_path: Path, averaging: str
+) -> None:
+    run = tmp_path / "run"
+    sets = {
+        "topology.ranks_per_group": "2",
+        "topology.gradient_averaging": f'"{averaging}"',
+        "generations": "2",
+        "population.parents": "4",
+        "population.offspring": "4",
+        "task_options.training_images": "2000",
+        "task_options.validation_images": "1000",
+    }
+    overrides = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    done = launch(4, "run", "fashion", *overrides, "--output", str(run), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"2 groups of 2 ranks averaging by {averaging}" in done.stdout
+    found = inspect(launch, run)
+    assert found["best"]["metrics"]["error_rate"] < 0.5
+    assert found["groups"] == 2
