@@ -1,4 +1,4 @@
-"""How long does a run take against a bare PyTorch loop that does the same epochs and evaluations?
+"""Time a run against a bare PyTorch loop that does the same epochs and evaluations.
 
 Whole processes, in turn (esgd, bare, esgd, bare, ...), on this machine; prints Markdown.
 
@@ -33,9 +33,7 @@ def seconds_of(commands: Sequence[Sequence[str]]) -> float:
     """Start the commands together and return the seconds until the last one has ended."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
-    processes = [
-        subprocess.Popen(c, env=environment, stdout=subprocess.DEVNULL) for c in commands
-    ]
+    processes = [subprocess.Popen(c, env=environment, stdout=subprocess.DEVNULL) for c in commands]
     for process in processes:
         if process.wait() != 0:
             raise SystemExit(f"{process.args!r} ended with status {process.returncode}")

@@ -3,7 +3,6 @@
 `esgd run` does no more than this; programs that hold a communicator and notebooks call `run`.
 """
 
-import logging
 import os
 import platform
 import shlex
@@ -12,42 +11,33 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 
-from esgd_hpc import rng
-from esgd_hpc.checkpoint.export import read_state_dict, state_dict_arrays, vector_from
-from esgd_hpc.checkpoint.reader import Checkpoint, newest_valid, open_checkpoint
+from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.writer import write_checkpoint
-from esgd_hpc.config import Drawn, Recipe, differing_keys, recipe_data
+from esgd_hpc.config import Drawn, Recipe, recipe_data
 from esgd_hpc.driver import Setting, evolve, generation_row
 from esgd_hpc.errors import InputError
-from esgd_hpc.evolution.operators import mutate
-from esgd_hpc.evolution.step import Anchor
 from esgd_hpc.layout import Layout
-from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.learner import Learner
 from esgd_hpc.parallel import averaging
-from esgd_hpc.parallel.agreement import closed_together, first_told, on_root, together
+from esgd_hpc.parallel.agreement import closed_together, on_root, together
 from esgd_hpc.parallel.averaging import Averaging
 from esgd_hpc.parallel.exchange import send_to_all
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import GenerationRow, Individual, Population, Weights
 from esgd_hpc.progress import Progress, Silent
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
-from esgd_hpc.sgd.step import gather_records, refuse_if_all_failed
+from esgd_hpc.start import Resume, find_start, initialize, read_anchor, restore
 from esgd_hpc.tasks import load_task
 from esgd_hpc.tasks.base import Task
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-log = logging.getLogger(__name__)
-
-Resume = Literal["auto", "never", "require"]
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +85,7 @@ def run(
     progress = progress or Silent()
     folder = Path(output) if output is not None else None
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
-        found = on_root(comm, "looking for checkpoints", lambda: _find(recipe, folder, resume))
+        found = on_root(comm, "looking for checkpoints", lambda: find_start(recipe, folder, resume))
         for note in found.notes:
             progress.note(note)
         device = together(comm, "choosing a device", lambda: _device(recipe, topology))
@@ -107,16 +97,16 @@ def run(
             )
             learner, hyperparameters = _build(task, recipe, topology, group, device)
             progress.note(_headline(recipe, topology, group.name, device, learner.layout))
-            anchor = _anchor(recipe, topology, learner)
+            anchor = read_anchor(recipe, topology, learner)
             save = _saver(recipe, topology, learner.layout, folder)
 
             def report(population: Population, history: list[GenerationRow]) -> None:
                 progress.generation(recipe, population, history)
 
             if found.path is not None:
-                population, history = _restore(found.path, topology, learner.layout)
+                population, history = restore(found.path, topology, learner.layout)
             else:
-                population = _initialize(recipe, topology, learner)
+                population = initialize(recipe, topology, learner)
                 history = [generation_row(population, None, recipe, {})]
                 save(population, history)
                 report(population, history)
@@ -156,7 +146,7 @@ def plan(recipe: Recipe, comm: "MPI.Comm", *, output: Path | str | None = None) 
     """
     folder = Path(output) if output is not None else None
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
-        found = on_root(comm, "looking for checkpoints", lambda: _find(recipe, folder, "auto"))
+        found = on_root(comm, "looking for checkpoints", lambda: find_start(recipe, folder, "auto"))
         device = together(comm, "choosing a device", lambda: _device(recipe, topology))
         with closed_together(_start_averaging(recipe, topology, device)) as group:
             task = together(
@@ -234,177 +224,6 @@ def _saver(
             )
 
     return save
-
-
-# Where to start -----------------------------------------------------------------------------------
-
-
-class _Found(msgspec.Struct, frozen=True):
-    """What rank 0 found in the output folder, and says about it."""
-
-    path: Path | None
-    notes: list[str]
-
-
-def _find(recipe: Recipe, folder: Path | None, resume: Resume) -> _Found:
-    """Choose the checkpoint to go on from. On rank 0 only."""
-    if folder is None:
-        return _Found(None, [])
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder}: is a file; name a folder")
-    path, notes = newest_valid(folder)
-    if path is None:
-        if resume == "require":
-            raise InputError(
-                f"--resume require: no complete generation in {folder}"
-                + "".join(f"; {note}" for note in notes)
-            )
-        return _Found(None, notes)
-    if resume == "never":
-        raise InputError(
-            f"--resume never: {folder} already holds a run ({path.name}); name another --output"
-        )
-    checkpoint = open_checkpoint(path)
-    different = differing_keys(checkpoint.recipe, recipe_data(recipe))
-    if different:
-        raise InputError(
-            f"--output {folder} holds a run of another recipe ({'; '.join(different)});"
-            " name another --output, or give it the same recipe"
-        )
-    if checkpoint.ranks_per_group != recipe.topology.ranks_per_group:
-        notes.append(
-            f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
-            f" {checkpoint.ranks_per_group}: last bits may differ"
-        )
-    last = recipe.last_generation
-    done = " and complete" if checkpoint.generation >= last else ""
-    notes.append(f"{path} is verified{done}; going on from generation {checkpoint.generation}")
-    return _Found(path, notes)
-
-
-def _restore(
-    path: Path, topology: Topology, layout: Layout
-) -> tuple[Population, list[GenerationRow]]:
-    """Read a checkpoint; each leader reads the weights that it will own."""
-
-    def read() -> tuple[Population, list[GenerationRow]]:
-        checkpoint: Checkpoint = open_checkpoint(path)
-        if checkpoint.layout != layout:
-            raise InputError(
-                f"{path}: the task's model differs from the one in the checkpoint"
-                f" ({layout.size} values instead of {checkpoint.layout.size}, or other tensors);"
-                " use the task as it was, or another --output"
-            )
-        individuals = checkpoint.individuals
-        owner = _deal(individuals, topology)
-        mine = [i.uid for i in individuals if owner[i.uid] == topology.group_number]
-        population = Population(
-            generation=checkpoint.generation,
-            individuals=individuals,
-            owner=owner,
-            next_uid=checkpoint.next_uid,
-            weights=checkpoint.read_weights(mine) if topology.is_leader else {},
-        )
-        return population, checkpoint.history
-
-    return together(topology.world, f"reading {path}", read)
-
-
-def _initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Population:
-    """Make and score the initial population Psi^(0)."""
-    individuals = [_newborn(recipe, uid) for uid in range(recipe.num_parents)]
-    population = Population(
-        generation=0,
-        individuals=individuals,
-        owner=_deal(individuals, topology),
-        next_uid=recipe.num_parents + 1,  # one for the anchor
-        weights={},
-    )
-    mine = population.owned_by(topology.group_number)
-
-    def weights() -> dict[int, Weights]:
-        if not topology.is_leader:
-            return {}
-        make = _weights_maker(recipe, learner)
-        return {individual.uid: make(individual) for individual in mine}
-
-    population.weights = together(topology.world, "making the initial population", weights)
-    scored = []
-    for individual in mine:
-        learner.load(population.weights.get(individual.uid))
-        scored.append(_score(individual, topology, learner))
-    population.individuals = gather_records(topology, scored if topology.is_leader else [])
-    refuse_if_all_failed(population.individuals, "the initial population")
-    return population
-
-
-def _newborn(recipe: Recipe, uid: int) -> Individual:
-    if recipe.population.initialization == "random":
-        return Individual(uid=uid, fitness=np.inf)
-    return Individual(
-        uid=uid,
-        fitness=np.inf,
-        noise_seed=str(rng.key(recipe.seed, 0, 0, uid, rng.Purpose.PERTURBATION)),
-        sigma=recipe.population.perturbation_strength,
-    )
-
-
-def _weights_maker(recipe: Recipe, learner: Learner) -> Callable[[Individual], Weights]:
-    """Return what makes an individual of the initial population (section 3.3)."""
-    if recipe.population.initialization == "random":
-        return lambda individual: learner.new_weights(individual.uid)
-    path = recipe.population.initial_weights
-    base = _read_weights(path, learner.layout) if path else learner.new_weights(0)
-
-    def perturbed(individual: Individual) -> Weights:
-        weights = base.copy()
-        mutate(weights, int(individual.noise_seed), individual.sigma, learner.layout)
-        return weights
-
-    return perturbed
-
-
-def _anchor(recipe: Recipe, topology: Topology, learner: Learner) -> Anchor | None:
-    """Read and score the recipe's anchor; its uid follows those of the initial population."""
-    path = recipe.anchor.weights
-    if not path:
-        return None
-    weights = together(
-        topology.world,
-        "reading the anchor",
-        lambda: _read_weights(path, learner.layout) if topology.is_leader else None,
-    )
-    learner.load(weights)
-    record = _score(
-        Individual(uid=recipe.num_parents, fitness=np.inf, origin="anchor"), topology, learner
-    )
-    if record.failure:
-        raise InputError(f"anchor.weights = {path}: scoring it failed: {record.failure}")
-    return Anchor(record, weights)
-
-
-def _score(individual: Individual, topology: Topology, learner: Learner) -> Individual:
-    """Return the record of the loaded individual with its fitness. Collective over the group."""
-    try:
-        score = learner.score()
-    except IndividualFailed as error:
-        failure = first_told(topology.group, str(error))
-        log.warning("individual %d failed: %s", individual.uid, failure)
-        return msgspec.structs.replace(individual, failure=failure)
-    failure = "" if np.isfinite(score.fitness) else "the loss is not finite"
-    return msgspec.structs.replace(
-        individual, fitness=score.fitness, metrics=score.metrics, failure=failure
-    )
-
-
-def _read_weights(path: str, layout: Layout) -> Weights:
-    weights: Weights = vector_from(layout, read_state_dict(Path(path)), path)
-    return weights
-
-
-def _deal(individuals: list[Individual], topology: Topology) -> dict[int, int]:
-    """Give the individuals to the groups in turn."""
-    return {i.uid: place % topology.num_groups for place, i in enumerate(individuals)}
 
 
 # What is known of the run -------------------------------------------------------------------------

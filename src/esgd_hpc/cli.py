@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from esgd_hpc.errors import EsgdError, InputError
+from esgd_hpc.errors import EsgdError, InputError, print_error
 
 DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
 
@@ -115,12 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `esgd inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def print_error(error: EsgdError, rank: int | None) -> None:
-    """Print the message once over all ranks: on rank 0, or where there is no launcher."""
-    if not rank:
-        print(f"esgd: error: {error}", file=sys.stderr, flush=True)
 
 
 def launched_rank() -> int | None:

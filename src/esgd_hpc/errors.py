@@ -5,6 +5,8 @@ program can catch it, and the command line can print it once, without a rank bei
 Anything else that escapes is a defect or a broken machine and aborts the world.
 """
 
+import sys
+
 
 class EsgdError(Exception):
     """Base of the errors that every rank raises together."""
@@ -28,3 +30,9 @@ class StoppedEarly(EsgdError):
     """The run stopped at a complete checkpoint because it was asked to; start it again to go on."""
 
     exit_status = 99
+
+
+def print_error(error: EsgdError, rank: int | None) -> None:
+    """Print the message once over all ranks: on rank 0, or where there is no launcher."""
+    if not rank:
+        print(f"esgd: error: {error}", file=sys.stderr, flush=True)

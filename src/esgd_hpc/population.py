@@ -93,6 +93,14 @@ class Population(msgspec.Struct, kw_only=True):
         return [i for i in self.individuals if self.owner[i.uid] == group]
 
 
+class Transfer(msgspec.Struct, frozen=True):
+    """An individual's weights on their way from one leader to another."""
+
+    uid: int
+    source: int
+    target: int
+
+
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the history keeps of one generation; generation 0 is the initial population."""
 
@@ -111,4 +119,4 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     theorem_1_holds: bool
     """Whether `elite_average` did not rise against the generation before."""
     seconds: dict[str, float]
-    """Wall time by phase: sgd, evolution, checkpoint (of the one written before this row)."""
+    """Wall time by phase: sgd, evolution, checkpoint (not yet known in the file it is about)."""

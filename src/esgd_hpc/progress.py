@@ -16,7 +16,7 @@ COLUMNS = (
     "best",
     "elite average",
     "offspring in elite",
-    *(f"{phase} s" for phase in PHASES),
+    *PHASES,
     "time left",
 )
 
@@ -128,7 +128,7 @@ def _cells(recipe: Recipe, history: Sequence[GenerationRow]) -> list[str]:
         f"{row.best:.6g}",
         f"{row.elite_average:.6g}",
         share if row.generation else "",
-        *(f"{row.seconds[phase]:.2f}" if phase in row.seconds else "" for phase in PHASES),
+        *(f"{row.seconds[phase]:.2f} s" if phase in row.seconds else "" for phase in PHASES),
         _time_left(recipe, history),
     ]
 
@@ -141,4 +141,6 @@ def _time_left(recipe: Recipe, history: Sequence[GenerationRow]) -> str:
         return ""
     minutes, seconds = divmod(math.ceil(sum(recent) / len(recent) * remaining), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -46,7 +46,7 @@ class Blobs(ClassificationTask):
 
     def configure(self, model: nn.Module, hyperparameters: Any) -> None:
         self.configured.append(dict(hyperparameters))
-        model[3].p = hyperparameters["dropout"]  # type: ignore[index, assignment]
+        model[3].p = hyperparameters["dropout"]  # type: ignore[index]
 
 
 def recipe(**changes: Any) -> esgd_hpc.Recipe:

@@ -5,11 +5,11 @@ import pytest
 from mpi4py import MPI
 
 from esgd_hpc.errors import InputError, RunError
-from esgd_hpc.evolution.plan import Transfer
 from esgd_hpc.parallel import exchange as exchange_module
 from esgd_hpc.parallel.agreement import closed_together, first_told, on_root, together
 from esgd_hpc.parallel.exchange import exchange, send_to_all
 from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import Transfer
 
 WORLD = MPI.COMM_WORLD
 

@@ -58,7 +58,9 @@ def test_inspect_shows_what_job_scripts_rely_on(launch: Launch, tmp_path: Path) 
     done = launch(2, "run", "digits", *QUICK, "--output", str(run))
     assert done.returncode == 0, done.stderr
     found = inspect(launch, run)
-    assert {"recipe", "generation", "generations", "ranks", "ranks_per_group", "groups"} < set(found)
+    assert {"recipe", "generation", "generations", "ranks", "ranks_per_group", "groups"} < set(
+        found
+    )
     assert found["generation"] == found["generations"] == 3
     assert found["recipe"]["population"]["offspring"] == 9
     assert len(found["population"]) == 8
@@ -163,7 +165,7 @@ def test_a_signal_to_one_rank_stops_all_at_a_checkpoint_with_status_99(
     read_until(process, "generation 2/")
     one_rank = ranks_of(process.pid)[-1]
     os.kill(one_rank, number)
-    stdout, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 99, stderr
     assert "start the same command again" in stderr
     generation = inspect(launch, run)["generation"]
@@ -179,7 +181,7 @@ def ranks_of(launcher: int) -> list[int]:
     return sorted(int(child) for child in children)
 
 
-TROUBLE = '''
+TROUBLE = """
 import os, time
 import torch
 from esgd_hpc import ClassificationTask
@@ -201,7 +203,7 @@ def task():
     if os.environ.get("TROUBLE") == "task" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
         raise FileNotFoundError("no data on this node")
     return Trouble()
-'''
+"""
 
 
 @pytest.fixture
@@ -238,9 +240,7 @@ def test_a_task_that_fails_to_load_on_one_rank_is_one_message_for_all(
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(
-    launch: Launch, trouble: Path
-) -> None:
+def test_a_dry_run_says_what_would_run_and_writes_nothing(launch: Launch, trouble: Path) -> None:
     done = launch(2, "run", str(trouble), "--dry-run", cwd=trouble.parent)
     assert done.returncode == 0, done.stderr
     assert "4 individuals of 8 parameters, 4 offspring, 2 generations" in done.stdout

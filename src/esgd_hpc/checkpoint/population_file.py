@@ -28,7 +28,19 @@ from esgd_hpc.layout import Entry, Layout
 from esgd_hpc.population import ORIGINS, GenerationRow, Individual
 
 _BUFFER_TYPES = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "complex64", "complex128"]
+    [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "complex64",
+        "complex128",
+    ]
 )
 """Types of the buffers that a layout calls integer: all that are not float32."""
 

@@ -9,8 +9,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from esgd_hpc.cli import print_error
-from esgd_hpc.errors import EsgdError, InputError, StoppedEarly
+from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

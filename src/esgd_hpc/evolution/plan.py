@@ -14,7 +14,7 @@ from esgd_hpc import rng
 from esgd_hpc.config import Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution import operators
-from esgd_hpc.population import Individual
+from esgd_hpc.population import Individual, Transfer
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,14 +42,6 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
 
 Round = dict[int, Making]
 """Group number to what it does; groups without a child in this round are absent."""
-
-
-class Transfer(msgspec.Struct, frozen=True):
-    """An individual's weights on their way from one leader to another."""
-
-    uid: int
-    source: int
-    target: int
 
 
 def draw_children(

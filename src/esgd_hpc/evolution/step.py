@@ -17,7 +17,6 @@ from esgd_hpc.evolution import operators
 from esgd_hpc.evolution.plan import (
     Child,
     Round,
-    Transfer,
     assign_makers,
     draw_children,
     place_survivors,
@@ -25,10 +24,9 @@ from esgd_hpc.evolution.plan import (
 )
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
-from esgd_hpc.parallel.exchange import exchange
+from esgd_hpc.parallel.exchange import exchange, gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Individual, Population, Weights
-from esgd_hpc.sgd.step import gather_records
+from esgd_hpc.population import Individual, Population, Transfer, Weights
 
 log = logging.getLogger(__name__)
 

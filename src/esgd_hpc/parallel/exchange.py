@@ -1,12 +1,12 @@
-"""Flat buffers on their way between leaders: non-blocking, in the order of the plan."""
+"""What travels between groups: weights leader to leader in the order of a plan, and records."""
 
 from collections.abc import Callable, Iterable, MutableMapping
 
 import numpy as np
 from mpi4py import MPI
 
-from esgd_hpc.evolution.plan import Transfer
-from esgd_hpc.population import Weights
+from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import Individual, Transfer, Weights
 
 PIECE = 1 << 28
 """float32 places of one message (1 GiB): MPI counts and some transports end at 2^31 bytes."""
@@ -44,6 +44,14 @@ def send_to_all(comm: MPI.Comm, vector: Weights | None, source: int, size: int) 
     for piece in _pieces(vector):
         comm.Bcast(piece, root=source)
     return vector
+
+
+def gather_records(topology: Topology, mine: list[Individual]) -> list[Individual]:
+    """Return the records of all ranks in uid order, on every rank. Collective over the world."""
+    parts = topology.world.gather(mine)
+    merged = sorted((r for part in parts or [] for r in part), key=lambda r: r.uid)
+    result: list[Individual] = topology.world.bcast(merged)
+    return result
 
 
 def _pieces(vector: Weights) -> list[Weights]:

@@ -16,6 +16,7 @@ from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told
+from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population, Weights
 from esgd_hpc.sgd.optimizers import draw_optimizer
@@ -118,14 +119,6 @@ def train_individual(
         failure=failure or "",
     )
     return record, learner.weights() if changed and topology.is_leader else None
-
-
-def gather_records(topology: Topology, mine: list[Individual]) -> list[Individual]:
-    """Return the records of all ranks in uid order, on every rank. Collective over the world."""
-    parts = topology.world.gather(mine)
-    merged = sorted((r for part in parts or [] for r in part), key=lambda r: r.uid)
-    result: list[Individual] = topology.world.bcast(merged)
-    return result
 
 
 def refuse_if_all_failed(individuals: list[Individual], where: str) -> None:
