@@ -37,12 +37,14 @@ set(previous "${stamps}/venv")
 
 # A site's MPI with a compiler: mpi4py is built against exactly that one. pip's cache may hold one for another MPI.
 if(ESGD_MPICC)
+  file(STRINGS "${constraints}" mpi4py_pin REGEX "^mpi4py==")
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/mpi4py.txt" CONTENT "${mpi4py_pin}\n")
   add_custom_command(OUTPUT "${stamps}/mpi4py"
     COMMAND ${run} "-DREMEDY=mpi4py could not be built with ${ESGD_MPICC}; see above. ${pip_remedy}" ${explain}
       "${CMAKE_COMMAND}" -E env "MPICC=${ESGD_MPICC}"
       ${pip} --no-cache-dir --no-deps --no-binary mpi4py --force-reinstall mpi4py
     COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/mpi4py"
-    DEPENDS "${previous}" "${constraints}"
+    DEPENDS "${previous}" "${CMAKE_BINARY_DIR}/mpi4py.txt"
     COMMENT "Building mpi4py against ${ESGD_MPI_VERSION}"
     USES_TERMINAL VERBATIM)
   set(previous "${stamps}/mpi4py")
@@ -55,7 +57,7 @@ endif()
 if(ESGD_TESTS)
   list(APPEND extras test bench)
 endif()
-if(NOT ESGD_DEMO)
+if(NOT ESGD_PRESET STREQUAL "demo")
   list(APPEND extras report)
 endif()
 list(JOIN extras "," extras)
@@ -104,7 +106,7 @@ else()
   set(check_options "")
 endif()
 
-if(ESGD_DEMO OR ESGD_TESTS)
+if(NOT ESGD_PRESET STREQUAL "cluster")
   set(exports ${ESGD_RANK_ENVIRONMENT})
   add_custom_command(OUTPUT "${stamps}/ranks"
     COMMAND ${run} -E env ${ESGD_RANK_ENVIRONMENT} "${CMAKE_COMMAND}"
@@ -126,12 +128,12 @@ list(JOIN exports "\n" ESGD_EXPORTS)
 configure_file("${module_dir}/env.sh.in" "${CMAKE_BINARY_DIR}/env.sh" @ONLY)
 
 add_custom_target(environment ALL DEPENDS "${previous}")
-if(NOT ESGD_DEMO)
+if(NOT ESGD_PRESET STREQUAL "demo")
   add_custom_command(TARGET environment POST_BUILD
     COMMAND "${CMAKE_COMMAND}" -E echo "esgd is ready. Activate it with:  . '${CMAKE_BINARY_DIR}/env.sh'"
     VERBATIM)
 endif()
-if(NOT ESGD_DEMO AND NOT ESGD_TESTS)
+if(ESGD_PRESET STREQUAL "cluster")
   list(JOIN check_options " " check_options)
   add_custom_command(TARGET environment POST_BUILD
     COMMAND "${CMAKE_COMMAND}" -E echo

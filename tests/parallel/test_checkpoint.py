@@ -108,12 +108,12 @@ def test_full_disk_on_the_last_rank(folder: Path) -> None:
     if WORLD.rank == WORLD.size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(RunError, match=r"No space|File too large") as caught:
+        with pytest.raises(RunError, match="cannot be written: File too large") as caught:
             write(folder, 2, 5, make_layout(hidden=400_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert set(WORLD.allgather(str(caught.value))) == {str(caught.value)}
-    assert f"(rank {WORLD.size - 1})" in str(caught.value)
+    assert files.leader_name(WORLD.size - 1) in str(caught.value)
     assert names(folder) == ["gen_000001", "history.h5", "latest"]
     assert newest_valid(folder) == (folder / "gen_000001", [])
     write(folder, 2, 5, make_layout())
@@ -125,7 +125,7 @@ def test_a_file_in_place_of_the_folder(folder: Path) -> None:
     if WORLD.rank == 0:
         (folder / "run").write_text("mine")
     WORLD.Barrier()
-    with pytest.raises(RunError, match="writing checkpoint"):
+    with pytest.raises(RunError, match="run: cannot be written: File exists"):
         write(folder / "run", 1, 5, make_layout())
     assert (folder / "run").read_text() == "mine"
 
@@ -138,7 +138,7 @@ def test_weights_missing_on_one_leader(folder: Path) -> None:
     population = make_population(5, layout, 1, topology.num_groups, topology.group_number)
     if WORLD.rank == 1:
         population.weights.popitem()
-    with pytest.raises(RunError, match=r"KeyError: \d+ \(rank 1\)"):
+    with pytest.raises(RunError, match=r"KeyError: \d+ .*rank 1\)"):
         write_checkpoint(
             folder, population, layout, make_recipe(), [], topology, keep=1, provenance={}
         )

@@ -326,3 +326,15 @@ def test_the_best_model_has_the_recorded_fitness_in_plain_torch() -> None:
         loss = nn.functional.cross_entropy(model(task.validation[0]), task.validation[1])
     assert float(loss) == pytest.approx(result.best.fitness, rel=1e-6)
     assert np.isfinite(result.best_weights).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize("variant", ["plain", "recalibrated", "fine_tuning"])
+def test_a_run_on_gpus_keeps_its_promises(variant: str) -> None:
+    changes = {**VARIANTS[variant], "topology": {"device": "cuda", "gradient_averaging": "mpi"}}
+    result = esgd_hpc.run(recipe(**changes), WORLD, task=Blobs())
+    assert all(row.theorem_1_holds for row in result.history)
+    assert result.history[-1].best < 0.9 * result.history[0].best
+    # The same GPUs in groups of another number give the same bits.
+    assert digest(result, WORLD) == alone(Blobs(), recipe(**changes))

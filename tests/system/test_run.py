@@ -230,6 +230,28 @@ def test_what_escapes_on_one_rank_ends_all_with_its_traceback_once(
     assert time.monotonic() - started < 60
 
 
+def test_logs_on_request_name_rank_and_group(launch: Launch, trouble: Path) -> None:
+    sets = ("--set", "topology.ranks_per_group=2", "--set", 'topology.gradient_averaging="mpi"')
+    done = launch(4, "run", str(trouble), *sets, "--log-level", "info", cwd=trouble.parent)
+    assert done.returncode == 0, done.stderr
+    for rank, group in ((0, 0), (1, 0), (2, 1), (3, 1)):
+        assert re.search(rf"rank {rank} group {group} INFO individual \d, gen", done.stderr)
+
+
+def test_horovod_without_thread_multiple_is_refused_with_the_remedy(
+    launch: Launch, trouble: Path
+) -> None:
+    sets = ("--set", "topology.ranks_per_group=2", "--set", 'topology.gradient_averaging="horovod"')
+    done = launch(
+        2, "run", str(trouble), *sets, cwd=trouble.parent,
+        env={"MPI4PY_RC_THREAD_LEVEL": "serialized"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("esgd: error:") == 1
+    assert "MPI_THREAD_MULTIPLE" in done.stderr
+    assert "choose torch or mpi" in done.stderr
+
+
 def test_a_task_that_fails_to_load_on_one_rank_is_one_message_for_all(
     launch: Launch, trouble: Path
 ) -> None:

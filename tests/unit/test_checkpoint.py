@@ -149,7 +149,13 @@ def make_recipe() -> Recipe:
     return load_recipe("digits", ["task_options.hidden=8", "sgd.hyperparameters.dropout=[0, 0.5]"])
 
 
-def write(folder: Path, generation: int = 1, num_parents: int = 5, keep: int = 2) -> Path:
+def write(
+    folder: Path,
+    generation: int = 1,
+    num_parents: int = 5,
+    keep: int = 2,
+    provenance: dict[str, str] = PROVENANCE,
+) -> Path:
     """Write one checkpoint from one rank and return its folder."""
     layout = make_layout()
     topology = Topology(MPI.COMM_SELF, 1)
@@ -162,7 +168,7 @@ def write(folder: Path, generation: int = 1, num_parents: int = 5, keep: int = 2
             make_rows(generation + 1),
             topology,
             keep=keep,
-            provenance=PROVENANCE,
+            provenance=provenance,
         )
     finally:
         topology.close()
@@ -233,6 +239,15 @@ def test_any_place_of_a_run_opens_the_same_checkpoint(tmp_path: Path) -> None:
         find_generation(newest, 7)
     with pytest.raises(InputError, match="no checkpoint in this folder"):
         find_generation(Path(__file__).parent)
+
+
+def test_a_command_line_in_any_encoding(tmp_path: Path) -> None:
+    write(tmp_path, provenance={"command": "run \udcff.toml", "empty": "", "long": "ä" * 10**5})
+    assert open_checkpoint(tmp_path).provenance == {
+        "command": "run \\udcff.toml",
+        "empty": "",
+        "long": "ä" * 10**5,
+    }
 
 
 def test_rows_longer_than_a_chunk(tmp_path: Path) -> None:
@@ -398,6 +413,11 @@ def link_away(folder: Path) -> None:
     (folder / "leader_00000.h5").symlink_to("elsewhere.h5")
 
 
+def pipe(folder: Path) -> None:
+    (folder / "COMMIT.json").unlink()
+    os.mkfifo(folder / "COMMIT.json")
+
+
 def change_commit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     commit = json.loads((folder / "COMMIT.json").read_text())
     change(commit)
@@ -450,6 +470,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "COMMIT.json").write_text('{"format": 2, "anything": {}}'),
         "format 2, but this esgd reads format 1",
     ),
+    "pipe": (pipe, "COMMIT.json: not a plain file"),
     "not JSON": (lambda f: (f / "COMMIT.json").write_bytes(b"\xff{"), "COMMIT.json: damaged"),
     "deep": (lambda f: (f / "COMMIT.json").write_text("[" * 10**5), "COMMIT.json: damaged"),
     "folder": (list_file("../../etc/passwd"), "not a file of a checkpoint"),
@@ -622,6 +643,15 @@ def test_a_damaged_generation_does_not_count_as_kept(tmp_path: Path) -> None:
     assert verify_checkpoint(tmp_path / "gen_000001") == []
 
 
+def test_a_damaged_generation_is_written_again(tmp_path: Path) -> None:
+    for generation in (1, 2):
+        write(tmp_path, generation)
+    truncate(tmp_path / "gen_000002")
+    write(tmp_path, 2)
+    assert names(tmp_path) == ["gen_000001", "gen_000002", "history.h5", "latest"]
+    assert verify_checkpoint(tmp_path / "gen_000002") == []
+
+
 def test_a_newer_generation_is_neither_counted_nor_deleted(tmp_path: Path) -> None:
     for generation in (1, 5, 2):
         write(tmp_path, generation, keep=1)
@@ -673,7 +703,7 @@ def test_the_newest_before_is_kept_also_under_its_other_name(tmp_path: Path) -> 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunError, match=r"writing checkpoint .*run/gen_000001"):
+    with pytest.raises(RunError, match="run: cannot be written: File exists"):
         write(tmp_path / "run")
     assert (tmp_path / "run").read_text() == ""
 
@@ -746,7 +776,7 @@ def test_a_full_disk_is_one_error_and_costs_nothing(
     assert result.returncode == 0, result.stderr
     told = result.stdout.splitlines()
     assert len(told) == 2
-    assert all("File too large" in line and refused in line for line in told)
+    assert all(f"{refused}: cannot be written: File too large" in line for line in told)
 
 
 def test_weights_that_do_not_fit_the_layout(tmp_path: Path) -> None:

@@ -17,14 +17,13 @@ from esgd_hpc.config import Recipe, recipe_from
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution.plan import (
     Child,
-    Transfer,
     assign_makers,
     bytes_borrowed,
     draw_children,
     place_survivors,
     plan_rounds,
 )
-from esgd_hpc.population import Individual
+from esgd_hpc.population import Individual, Transfer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_a_generation_is_one_flushed_line_with_best_elite_and_seconds() -> None:
     assert "best 0.123457" in line
     assert "elite average 0.25" in line
     assert "offspring in elite 75%" in line
-    for seconds in ("sgd s 1.50", "evolution s 0.25", "checkpoint s 0.12"):
+    for seconds in ("sgd 1.50 s", "evolution 0.25 s", "checkpoint 0.12 s"):
         assert seconds in line
 
 
@@ -103,7 +103,7 @@ def test_the_time_left_is_that_of_the_generations_to_come() -> None:
 
 def test_the_time_left_goes_by_the_last_five_generations() -> None:
     rows = [row(1, sgd=1000.0), *(row(k, sgd=10.0) for k in range(2, 7))]
-    assert lines(recipe(generations=7), *rows)[-1].endswith("time left 0 min 10 s")
+    assert lines(recipe(generations=7), *rows)[-1].endswith("time left 10 s")
 
 
 def test_notes_are_flushed_lines() -> None:
@@ -165,7 +165,7 @@ def test_the_table_has_a_row_for_each_generation_and_takes_notes_as_they_are(
     shown = table(200, monkeypatch, *ROWS)
     assert shown.startswith("see runs/[a]/b\n")
     assert re.search(r"generation +best", shown)
-    assert re.search(r" 1/10 +0\.123457 +0\.25 +75% +1\.50 +12\.25 +0\.10 +2 min 5 s", shown)
+    assert re.search(r" 1/10 +0\.123457 +0\.25 +75% +1\.50 s +12\.25 s +0\.10 s +2 min 5 s", shown)
     assert re.search(r" 2/10 +0\.123457 .* 1 min 51 s", shown)
 
 

@@ -24,7 +24,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from esgd_hpc.errors import InputError
+from esgd_hpc.errors import InputError, RunError
 
 FORMAT_VERSION = 1
 """Of COMMIT.json and everything that it lists."""
@@ -136,8 +136,9 @@ def read_commit(folder: Path) -> Commit:
     """
     path = folder / COMMIT
     try:
-        if path.stat().st_size > _MAX_COMMIT_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_COMMIT_BYTES} bytes; not one of ours")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_COMMIT_BYTES:
+            raise InputError(f"{path}: not a plain file of at most {_MAX_COMMIT_BYTES} bytes")
         text = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: missing, so the checkpoint is not complete") from None
@@ -201,15 +202,20 @@ def file_sum(path: Path) -> FileSum:
 # To disk ------------------------------------------------------------------------------------------
 
 
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Return the error for a user whose disk, quota or permissions refuse a file or folder."""
+    return RunError(f"{path}: cannot be written: {error.strerror}")
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file and force it to disk. Raises OSError that names the file."""
+    """Write a file and force it to disk. Raises RunError where the disk refuses."""
     try:
         with path.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise cannot_write(path, error) from None
 
 
 def fsync_folder(folder: Path) -> None:

@@ -34,7 +34,7 @@ def creating(path: Path) -> Iterator[h5py.File]:
     """Make a file of moderate size for the length of a `with` block, then force it to disk.
 
     It is made in memory, so that HDF5 never meets an error of the disk, and then written. Raises
-    OSError where that fails.
+    RunError where the disk refuses.
     """
     content = io.BytesIO()
     with h5py.File(content, "w", **_NEW_FILE) as file:
@@ -46,7 +46,7 @@ def creating(path: Path) -> Iterator[h5py.File]:
 def creating_large(path: Path) -> Iterator[h5py.File]:
     """Make a file for the length of a `with` block, then force it to disk.
 
-    Nothing of it may be read in the block. Raises OSError, at the end, where a write failed.
+    Nothing of it may be read in the block. Raises RunError, at the end, where the disk refused.
     """
     file = _LastingFile(path)
     try:
@@ -56,7 +56,7 @@ def creating_large(path: Path) -> Iterator[h5py.File]:
     finally:
         file.raw.close()
         if file.error is not None:
-            raise OSError(file.error.errno, file.error.strerror, str(path)) from None
+            raise files.cannot_write(path, file.error) from None
 
 
 class _LastingFile:
@@ -124,8 +124,11 @@ def write_text_attribute(group: h5py.Group, name: str, text: str) -> None:
 
 
 def _fixed_length(*texts: str) -> npt.NDArray[np.bytes_]:
-    """Return texts as UTF-8 of one length, of shape [] if there is one, [n] otherwise."""
-    encoded = [text.encode() for text in texts]
+    """Return texts as UTF-8 of one length, of shape [] if there is one, [n] otherwise.
+
+    What UTF-8 cannot hold, such as a command line in another encoding, is spelled out.
+    """
+    encoded = [text.encode(errors="backslashreplace") for text in texts]
     dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
     return np.array(encoded[0] if len(encoded) == 1 else encoded, dtype=dtype)
 

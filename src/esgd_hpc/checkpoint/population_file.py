@@ -27,20 +27,9 @@ from esgd_hpc.errors import InputError
 from esgd_hpc.layout import Entry, Layout
 from esgd_hpc.population import ORIGINS, GenerationRow, Individual
 
-_BUFFER_TYPES = frozenset(
-    [
-        "bool",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "complex64",
-        "complex128",
-    ]
+_BUFFER_TYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("complex64", "complex128"),
 )
 """Types of the buffers that a layout calls integer: all that are not float32."""
 
@@ -70,7 +59,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_population_file(path: Path, contents: Contents) -> None:
-    """Write everything; leader files need not exist yet. Raises OSError where the disk refuses."""
+    """Write everything; leader files need not exist yet. Raises RunError where the disk refuses."""
     with hdf5.creating(path) as file:
         file.attrs["format"] = files.FORMAT_VERSION
         for name in ("generation", "next_uid", "ranks", "ranks_per_group", "groups"):
@@ -200,7 +189,7 @@ def _check(path: Path, contents: Contents, uids: list[int]) -> None:
 
 def _places(entry: Entry) -> int:
     """Return how many float32 places the shape and type of an entry need, -1 for a wrong one."""
-    expected = _BUFFER_TYPES if entry.kind == "integer" else {"float32"}
+    expected = _BUFFER_TYPES if entry.kind == "integer" else ("float32",)
     if entry.dtype not in expected or any(length < 0 for length in entry.shape):
         return -1
     return -(-math.prod(entry.shape) * np.dtype(entry.dtype).itemsize // 4)

@@ -29,7 +29,7 @@ CHUNK_PLACES = 2**20
 def write_weights_file(path: Path, weights: Mapping[int, Weights], size: int) -> files.FileSum:
     """Write the rows in the order given, read them back from disk, and return the file's sum.
 
-    `weights` is uid to vector of shape [size]. Raises OSError where the disk refuses and RunError
+    `weights` is uid to vector of shape [size]. Raises RunError where the disk refuses, and
     where it returns other bytes than it was given.
     """
     rows = {uid: np.ascontiguousarray(vector, dtype="<f4") for uid, vector in weights.items()}

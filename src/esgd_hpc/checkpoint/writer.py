@@ -81,7 +81,7 @@ def write_checkpoint(
 
 def _begin(folder: Path, working: Path) -> None:
     """Make the working folder, after the leftovers of killed jobs are gone. On rank 0."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     latest = folder / files.LATEST
     if latest.exists() and not latest.is_symlink():
         raise RunError(f"{latest}: not a link of ours, which it would become; rename it")
@@ -89,7 +89,14 @@ def _begin(folder: Path, working: Path) -> None:
         files.remove_generation(leftover)
     if working.is_symlink():
         raise RunError(f"{working}: a link, not a folder of ours; remove it")
-    working.mkdir(exist_ok=True)
+    _make(working)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(folder, error) from None
 
 
 def _write_weights(

@@ -107,6 +107,10 @@ def train_individual(
         failure = first_told(topology.group, failure)
         back_offs += 1
         log.warning("individual %d failed in generation %d: %s", uid, generation, failure)
+    log.info(
+        "individual %d, generation %d: %s, learning rate %.3g: fitness %.6g -> %.6g",
+        *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
+    )
     record = msgspec.structs.replace(
         individual,
         fitness=fitness,
