@@ -128,7 +128,14 @@ def build(arguments: argparse.Namespace, wheels: Path) -> None:
         env["MPI_HOME"] = str(prefix)
         env["PATH"] = os.pathsep.join([str(prefix / "bin"), env["PATH"]])
         env |= {"CCACHE_BASEDIR": scratch, "CCACHE_NOHASHDIR": "1"}
-        options = ["--verbose", "--no-build-isolation", "--no-deps", "--wheel-dir", str(wheels)]
+        options = [
+            "--verbose",
+            "--no-cache-dir",
+            "--no-build-isolation",
+            "--no-deps",
+            "--wheel-dir",
+            str(wheels),
+        ]
         pip("wheel", *options, source, env=env)
 
 

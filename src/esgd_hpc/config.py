@@ -16,10 +16,21 @@ import msgspec
 from esgd_hpc.errors import InputError
 
 
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond float64
+        return False
+
+
 class Drawn:
     """What a hyper-parameter is drawn from: a `Range` or a `Choice`."""
 
     __slots__ = ()
+
+    def plain(self) -> Any:
+        """Return what a recipe file would hold."""
+        raise NotImplementedError
 
 
 class Range(Drawn):
@@ -29,8 +40,8 @@ class Range(Drawn):
 
     def __init__(self, low: float, high: float | None = None) -> None:
         high = low if high is None else high
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise ValueError(f"expected low <= high, both finite, got [{low}, {high}]")
+        if not (_is_finite(low) and _is_finite(high) and low <= high):
+            raise ValueError("expected a finite number or [low, high] with low <= high")
         self.low, self.high = low, high
         self.whole = isinstance(low, int) and isinstance(high, int)
 
@@ -39,10 +50,11 @@ class Range(Drawn):
         return self.low if self.low == self.high else [self.low, self.high]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Range) and (self.low, self.high) == (other.low, other.high)
+        # 1 and 1.0 are told apart: they draw differently.
+        return isinstance(other, Range) and repr(self) == repr(other)
 
     def __hash__(self) -> int:
-        return hash((self.low, self.high))
+        return hash(repr(self))
 
     def __repr__(self) -> str:
         return f"Range({self.low}, {self.high})"
@@ -63,10 +75,10 @@ class Choice(Drawn):
         return {"choice": list(self.values)}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Choice) and self.values == other.values
+        return isinstance(other, Choice) and repr(self) == repr(other)
 
     def __hash__(self) -> int:
-        return hash(self.values)
+        return hash(repr(self))
 
     def __repr__(self) -> str:
         return f"Choice({list(self.values)})"
@@ -159,7 +171,7 @@ class SingleSettings(_Table, frozen=True, kw_only=True):
     weight_decay: float = 0.0
     learning_rate_factor: float = 0.5
     """What the learning rate is multiplied by after an epoch that was backed off."""
-    hyperparameters: dict[str, float | str | bool] = {}
+    hyperparameters: dict[str, int | float | str | bool] = {}
     """Values for what the task declares; what is absent stays as the model has it."""
 
 
@@ -225,7 +237,7 @@ class Recipe(_Table, frozen=True, kw_only=True):
 FREE_KEYS = ("topology", "checkpoint")
 """Tables that may differ between the runs of one output folder: they do not define the result."""
 
-_PROBABILITY = (0.0, 1.0)
+_FRACTION = (0.0, 1.0)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "generations": (1, 10**6),
@@ -234,13 +246,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "population.perturbation_strength": (0.0, math.inf),
     "sgd.epochs": (1, 10**6),
     "sgd.batch_size": (1, 2**31),
-    "sgd.backoff_probability": _PROBABILITY,
+    "sgd.backoff_probability": _FRACTION,
     "sgd.optimizers.*.weight": (0.0, math.inf),
     "sgd.optimizers.*.learning_rate": (0.0, math.inf),
-    "sgd.optimizers.*.learning_rate_decay": (0.0, math.inf),
+    "sgd.optimizers.*.learning_rate_decay": _FRACTION,
     "sgd.optimizers.*.momentum": (0.0, 1.0),
-    "sgd.optimizers.*.momentum_probability": _PROBABILITY,
-    "sgd.optimizers.*.nesterov_probability": _PROBABILITY,
+    "sgd.optimizers.*.momentum_probability": _FRACTION,
+    "sgd.optimizers.*.nesterov_probability": _FRACTION,
     "sgd.optimizers.*.weight_decay": (0.0, math.inf),
     "evolution.steps": (1, 10**4),
     "evolution.parents_per_child": (1, 10**6),
@@ -254,7 +266,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "single.learning_rate": (0.0, math.inf),
     "single.momentum": (0.0, 1.0),
     "single.weight_decay": (0.0, math.inf),
-    "single.learning_rate_factor": _PROBABILITY,
+    "single.learning_rate_factor": _FRACTION,
     "topology.ranks_per_group": (1, 2**31),
     "topology.threads_per_rank": (1, 4096),
     "checkpoint.every": (1, 10**6),
@@ -285,7 +297,7 @@ def recipe_text(name_or_path: str) -> str:
             f"recipe {name_or_path}: no such file, and no recipe of this name"
             f"{_nearest(name_or_path, recipe_names())}; `esgd recipes` lists the names"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"recipe {name_or_path}: cannot be read as text: {error}") from None
 
 
@@ -296,7 +308,9 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """
     try:
         data = tomllib.loads(recipe_text(name_or_path))
-    except tomllib.TOMLDecodeError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {name_or_path}: not valid TOML: {error}") from None
     for override in overrides:
         _apply_override(data, override)
@@ -306,6 +320,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 def recipe_from(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """Return the checked recipe of nested mappings as a TOML file holds them."""
     _refuse_unknown_keys(data, Recipe, "", source)
+    _check_hyperparameters(data, source)
     try:
         recipe = msgspec.convert(data, Recipe, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -350,9 +365,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: expected KEY=VALUE, such as --set sgd.epochs=2")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         raise InputError(
-            f"--set {override}: {text!r} is not a TOML value;"
+            f"--set {_short(override)}: {_short(text)} is not a TOML value;"
             f""" text needs quotes that the shell keeps: --set {key}='"{text.strip()}"'"""
         ) from None
     *parents, last = key.split(".")
@@ -402,6 +417,34 @@ def _refuse_unknown_keys(data: Any, table: type[_Table], prefix: str, source: st
                 _refuse_unknown_keys(item, get_args(kind)[0], f"{key}.{index}.", source)
 
 
+def _check_hyperparameters(data: Mapping[str, Any], source: str) -> None:
+    """Name the hyper-parameter that cannot be drawn; msgspec would only name their table."""
+    sgd = data.get("sgd")
+    table = sgd.get("hyperparameters") if isinstance(sgd, Mapping) else None
+    for name, value in table.items() if isinstance(table, Mapping) else ():
+        key = f"sgd.hyperparameters.{name}"
+        try:
+            drawn = _decode(Drawn, value)
+        except ValueError as error:
+            raise InputError(f"{source}: {key} = {_short(value)}: {error}") from None
+        check_drawn(name, drawn, f"{source}: {key}")
+
+
+def check_drawn(name: str, drawn: Drawn, key: str) -> None:
+    """Raise InputError if `batch_size` or `weight_decay` could be drawn as what it cannot be."""
+    values = drawn.values if isinstance(drawn, Choice) else _numbers(drawn)
+    if name == "batch_size":
+        fits = all(type(v) is int and 1 <= v <= 2**31 for v in values)
+        wanted = "whole numbers from 1 to 2147483648"
+    elif name == "weight_decay":
+        fits = all(_is_number(v) and v >= 0.0 for v in values)
+        wanted = "numbers of at least 0"
+    else:
+        return
+    if not fits:
+        raise InputError(f"{key} = {drawn.plain()}: expected {wanted}")
+
+
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
@@ -439,7 +482,10 @@ def _expected_values(key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value).replace("'", '"')
+    try:
+        text = repr(value).replace("'", '"')
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return "..."
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -454,6 +500,9 @@ def _values(table: _Table, prefix: str = "") -> Iterable[tuple[str, str, Any]]:
             for index, item in enumerate(value):
                 for key, pattern, leaf in _values(item):
                     yield f"{prefix}{name}.{index}.{key}", f"{prefix}{name}.*.{pattern}", leaf
+        elif isinstance(value, dict):
+            for key, leaf in value.items():
+                yield f"{prefix}{name}.{key}", f"{prefix}{name}.*", leaf
         else:
             yield f"{prefix}{name}", f"{prefix}{name}", value
 
@@ -467,11 +516,11 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 def _check_bounds(recipe: Recipe, source: str) -> None:
     for key, pattern, value in _values(recipe):
         for number in _numbers(value):
-            if isinstance(number, float) and math.isnan(number):
-                raise InputError(f"{source}: {key} = nan: expected a number")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{source}: {key} = {_short(value)}: expected finite numbers")
             if pattern in _BOUNDS:
                 low, high = _BOUNDS[pattern]
-                if not low <= number <= high or math.isinf(number):
+                if not low <= number <= high:
                     shown = value.plain() if isinstance(value, Range) else value
                     limit = f"at least {low}" if math.isinf(high) else f"from {low} to {high}"
                     raise InputError(f"{source}: {key} = {shown}: expected a number {limit}")
@@ -493,6 +542,15 @@ def _check_together(recipe: Recipe, source: str) -> None:
                 f"single.learning_rate = {recipe.single.learning_rate}:"
                 ' method = "single" needs a learning rate above 0'
             )
+        if recipe.single.nesterov and recipe.single.momentum == 0.0:
+            raise refuse("single.nesterov = true: needs a single.momentum above 0")
+        if recipe.single.optimizer == "adam" and recipe.single.momentum > 0.0:
+            raise refuse(
+                f"single.momentum = {recipe.single.momentum}: adam takes no momentum"
+                " (its betas are fixed at 0.9 and 0.999); remove the key"
+            )
+        for name, value in recipe.single.hyperparameters.items():
+            check_drawn(name, Choice([value]), f"{source}: single.hyperparameters.{name}")
     elif not recipe.sgd.optimizers:
         raise refuse("sgd.optimizers is empty: give at least one [[sgd.optimizers]] table")
     elif sum(o.weight for o in recipe.sgd.optimizers) <= 0.0:
@@ -551,6 +609,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
         a, b = old.get(name), new.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differing_keys(a, b, f"{key}.")
-        elif a != b:
+        elif a != b or (prefix.startswith("sgd.hyperparameters.") and repr(a) != repr(b)):
+            # There [1, 2] draws whole numbers and [1.0, 2.0] does not.
             found.append(f"{key}: {_short(a)} -> {_short(b)}")
     return found

@@ -27,7 +27,7 @@ class Genome:
         buffers = {name: buffer for name, buffer in module.named_buffers() if name in kept}
         floating = {name: b for name, b in buffers.items() if b.is_floating_point()}
         integer = {name: b for name, b in buffers.items() if not b.is_floating_point()}
-        _refuse_other_types({**self.parameters, **floating})
+        _refuse_unfit(self.parameters, floating)
         self.layout = _layout(self.parameters, floating, integer, kept)
         device = next(iter(self.parameters.values())).device
         self.flat = torch.zeros(self.layout.size, dtype=torch.float32, device=device)
@@ -100,10 +100,10 @@ def weights_of(module: nn.Module) -> Weights:
     return Genome(module).store()
 
 
-def _refuse_other_types(tensors: dict[str, Tensor]) -> None:
-    if not tensors:
+def _refuse_unfit(parameters: dict[str, Tensor], floating: dict[str, Tensor]) -> None:
+    if not parameters:
         raise InputError("the task's model has no parameters; a population needs some to train")
-    for name, tensor in tensors.items():
+    for name, tensor in {**parameters, **floating}.items():
         if tensor.dtype != torch.float32:
             raise InputError(
                 f"the task's model has {name} of type {tensor.dtype}; populations are float32:"

@@ -19,6 +19,8 @@ COLUMNS = (
     *PHASES,
     "time left",
 )
+HEADINGS = ("gen", "best", "elite avg", "children", "sgd", "evolution", "saving", "left")
+"""The same, short enough for a terminal of 80 columns."""
 
 
 class Progress(Protocol):
@@ -95,9 +97,9 @@ class Table:
     def _table(self) -> Any:
         from rich.table import Table as RichTable
 
-        table = RichTable(box=None, header_style="bold")
-        for name in COLUMNS:
-            table.add_column(name, justify="right")
+        table = RichTable(box=None, header_style="bold", padding=(0, 1, 0, 0))
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
         height = max(5, self._live.console.height - 4)
         for row in self._rows[-height:]:
             table.add_row(*row)

@@ -528,7 +528,6 @@ def test_the_example_loads_and_can_be_learned(monkeypatch: pytest.MonkeyPatch) -
     model = task.model()
     task.configure(model, {"dropout": 0.05})
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.05]
-    task.configure(model, {})  # as for method "single"
     before = score(task, model)["error_rate"]
     train(task, model, num_epochs=40, learning_rate=1e-2)
     assert before > 0.4

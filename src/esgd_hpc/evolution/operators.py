@@ -23,9 +23,10 @@ NOISE_CHUNK = 1 << 20
 def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1.0) -> Floats:
     """Return a score >= 0 for each individual; its probability of selection is proportional to it.
 
-    inverse: 1/f.  window: f_worst - f + (f_worst - f_best) / mu.  rank: mu for the best to 1 for
-    the worst, equals share the mean.  softmax: exp(f_best - f).  Raised to the power `smoothing`;
-    0 for +inf. Raises ValueError where `inverse` meets a negative fitness.
+    inverse: 1/f, where a perfect 0 takes all.  window: f_worst - f + (f_worst - f_best) / mu.
+    rank: mu for the best to 1 for the worst, equals share the mean.  softmax: exp(f_best - f).
+    All in relation to the best and raised to the power `smoothing`; 0 for +inf. Raises ValueError
+    where `inverse` meets a negative fitness.
     """
     finite = np.isfinite(fitness)
     scores = np.zeros_like(fitness)
@@ -39,7 +40,6 @@ def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1
                 f'evolution.selection = "inverse" needs a fitness of at least 0, got {best};'
                 " choose window, rank or softmax"
             )
-        # In relation to the best, so that nothing overflows; a perfect fitness of 0 takes all.
         raw = (values == 0.0).astype(float) if best == 0.0 else best / values
     elif selection == "window":
         spread = worst - best
@@ -50,7 +50,7 @@ def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1
         raw = len(values) - better - (equal - 1) / 2
     else:
         raw = np.exp(best - values)
-    scores[finite] = raw**smoothing
+    scores[finite] = (raw / raw.max()) ** smoothing  # the best has 1: no power overflows
     return scores
 
 
@@ -59,7 +59,7 @@ def roulette(scores: Floats, count: int, stream: np.random.Generator) -> list[in
 
     One after another without replacement; fewer where fewer have a positive score.
     """
-    remaining = scores.astype(np.float64).copy()
+    remaining = scores.astype(np.float64)
     chosen: list[int] = []
     for _ in range(min(count, int(np.count_nonzero(remaining)))):
         wheel = np.cumsum(remaining)

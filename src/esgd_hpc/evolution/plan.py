@@ -72,7 +72,7 @@ def draw_children(
     children = []
     for uid in range(first_uid, first_uid + recipe.population.offspring):
         stream = rng.stream(recipe.seed, generation, step, uid, rng.Purpose.PARENTS)
-        rho = rhos[int(stream.integers(len(rhos)))]
+        rho = rhos[int(stream.random() * len(rhos))]
         sigma_0 = float(stream.uniform(sigma.low, sigma.high))
         places = operators.roulette(scores, rho, stream)
         children.append(

@@ -4,12 +4,13 @@ Pure functions; a draw depends on the recipe, the task, the seed, the generation
 """
 
 import math
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from esgd_hpc import rng
-from esgd_hpc.config import Choice, Drawn, OptimizerSettings, Range, Recipe
+from esgd_hpc.config import Choice, Drawn, OptimizerSettings, Range, Recipe, check_drawn
 from esgd_hpc.errors import InputError
 from esgd_hpc.population import Draw, HyperparameterValue, Individual
 
@@ -30,6 +31,8 @@ def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict
                     f"{table}.hyperparameters.{name} = {value}: task {recipe.task} declares no such"
                     f" hyper-parameter; known are {', '.join(sorted(known))}"
                 )
+    for name, drawn in declared.items():
+        check_drawn(name, drawn, f"task {recipe.task}: hyperparameters[{name!r}]")
     return {**declared, **recipe.sgd.hyperparameters}
 
 
@@ -63,55 +66,68 @@ def _from_pool(
 ) -> Draw:
     stream = rng.stream(recipe.seed, generation, 0, uid, rng.Purpose.HYPERPARAMETERS)
     pool = recipe.sgd.optimizers
-    wheel = np.cumsum([settings.weight for settings in pool])
-    settings = pool[int(np.searchsorted(wheel, stream.random() * wheel[-1], side="right"))]
+    weights = np.array([settings.weight for settings in pool])
+    shares = weights / weights.max()
+    settings = pool[int(stream.choice(len(pool), p=shares / shares.sum()))]
     learning_rate = _learning_rate(settings, stream) * settings.learning_rate_decay**anneal
-    # Every draw takes the same numbers from the stream, so that one setting does not shift another.
+    # Every value takes one number of the stream, drawn or not, so that none shifts another.
     has_momentum = stream.random() < settings.momentum_probability
     has_nesterov = stream.random() < settings.nesterov_probability
-    momentum = float(_draw(settings.momentum, stream))
-    weight_decay = float(_draw(settings.weight_decay, stream))
-    batch_size = int(_draw(recipe.sgd.batch_size, stream))
-    extra = {name: _draw(hyperparameters[name], stream) for name in sorted(hyperparameters)}
-    weight_decay = float(extra.pop("weight_decay", weight_decay))
-    batch_size = int(extra.pop("batch_size", batch_size))
-    if not has_momentum:
-        momentum = 0.0
+    momentum = _uniform(settings.momentum, stream)
+    weight_decay = _uniform(settings.weight_decay, stream)
+    batch_size = _draw(recipe.sgd.batch_size, stream)
+    # One stream each: what one task or recipe adds does not shift the draws of the others.
+    extra = {
+        name: _draw(drawn, _stream_of(recipe.seed, generation, uid, name))
+        for name, drawn in sorted(hyperparameters.items())
+    }
+    momentum = momentum if has_momentum else 0.0
     return Draw(
         optimizer=settings.name,
         learning_rate=learning_rate,
         momentum=momentum,
         nesterov=has_nesterov and momentum > 0.0,
-        weight_decay=weight_decay,
-        batch_size=batch_size,
+        weight_decay=float(extra.pop("weight_decay", weight_decay)),
+        batch_size=int(extra.pop("batch_size", batch_size)),
         hyperparameters=extra,
     )
 
 
 def _single(recipe: Recipe) -> Draw:
     settings = recipe.single
+    extra = dict(settings.hyperparameters)
     return Draw(
         optimizer=settings.optimizer,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        batch_size=int(recipe.sgd.batch_size.low),
-        hyperparameters=recipe.single.hyperparameters,
+        weight_decay=float(extra.pop("weight_decay", settings.weight_decay)),
+        batch_size=int(extra.pop("batch_size", recipe.sgd.batch_size.low)),
+        hyperparameters=extra,
     )
 
 
 def _learning_rate(settings: OptimizerSettings, stream: np.random.Generator) -> float:
     low, high = settings.learning_rate.low, settings.learning_rate.high
     if settings.learning_rate_distribution == "log-uniform":
-        return math.exp(stream.uniform(math.log(low), math.log(high)))
-    return float(stream.uniform(low, high))
+        rate = math.exp(stream.uniform(math.log(low), math.log(high)))
+        return min(max(rate, low), high)  # rounding may leave the range
+    return _uniform(settings.learning_rate, stream)
+
+
+def _stream_of(seed: int, generation: int, uid: int, name: str) -> np.random.Generator:
+    lane = zlib.crc32(name.encode()) + 1  # 0 is that of the optimizer
+    return rng.stream(seed, generation, 0, uid, rng.Purpose.HYPERPARAMETERS, lane)
+
+
+def _uniform(drawn: Range, stream: np.random.Generator) -> float:
+    return float(stream.uniform(drawn.low, drawn.high))
 
 
 def _draw(drawn: Drawn, stream: np.random.Generator) -> HyperparameterValue:
     if isinstance(drawn, Choice):
-        return drawn.values[int(stream.integers(len(drawn.values)))]
+        return drawn.values[int(stream.random() * len(drawn.values))]
     assert isinstance(drawn, Range)
     if drawn.whole:
-        return int(stream.integers(int(drawn.low), int(drawn.high), endpoint=True))
-    return float(stream.uniform(drawn.low, drawn.high))
+        return int(drawn.low) + int(stream.random() * (drawn.high - drawn.low + 1))
+    return _uniform(drawn, stream)
