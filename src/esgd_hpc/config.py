@@ -432,7 +432,7 @@ def _check_hyperparameters(data: Mapping[str, Any], source: str) -> None:
 
 def check_drawn(name: str, drawn: Drawn, key: str) -> None:
     """Raise InputError if `batch_size` or `weight_decay` could be drawn as what it cannot be."""
-    values = drawn.values if isinstance(drawn, Choice) else _numbers(drawn)
+    values: tuple[Any, ...] = drawn.values if isinstance(drawn, Choice) else _numbers(drawn)
     if name == "batch_size":
         fits = all(type(v) is int and 1 <= v <= 2**31 for v in values)
         wanted = "whole numbers from 1 to 2147483648"

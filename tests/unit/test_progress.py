@@ -165,8 +165,8 @@ def test_the_table_has_a_row_for_each_generation_and_takes_notes_as_they_are(
     shown = table(200, monkeypatch, *ROWS)
     assert shown.startswith("see runs/[a]/b\n")
     assert re.search(r"gen +best", shown)
-    assert re.search(r" 1/10 +0\.123457 +0\.25 +75% +1\.50 s +12\.25 s +0\.10 s +2 min 5 s", shown)
-    assert re.search(r" 2/10 +0\.123457 .* 1 min 51 s", shown)
+    assert re.search(r"\b1/10 +0\.123457 +0\.25 +75% +1\.50 s +12\.25 s +0\.10 s +2 min 5 s", shown)
+    assert re.search(r"\b2/10 +0\.123457 .* 1 min 51 s", shown)
 
 
 def test_the_table_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
