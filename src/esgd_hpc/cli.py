@@ -128,7 +128,10 @@ def launched_rank() -> int | None:
 
 def _leave_together() -> None:
     """Wait for all ranks: launchers end the others when the first one leaves with an error."""
-    if launched_rank() is not None:
+    if launched_rank() is None:
+        return
+    try:
         from mpi4py import MPI
-
-        MPI.COMM_WORLD.Barrier()
+    except (ImportError, RuntimeError):
+        return  # without MPI there is nobody to wait for
+    MPI.COMM_WORLD.Barrier()
