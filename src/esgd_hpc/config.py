@@ -364,7 +364,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"--set {override}: expected KEY=VALUE, such as --set sgd.epochs=2")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        (value,) = tomllib.loads(f"value = {text}").values()
     except (ValueError, RecursionError):
         raise InputError(
             f"--set {_short(override)}: {_short(text)} is not a TOML value;"

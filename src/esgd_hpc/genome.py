@@ -104,6 +104,11 @@ def _refuse_unfit(parameters: dict[str, Tensor], floating: dict[str, Tensor]) ->
     if not parameters:
         raise InputError("the task's model has no parameters; a population needs some to train")
     for name, tensor in {**parameters, **floating}.items():
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(
+                f"the task's model has {name} of no shape yet; give its layers their input sizes"
+                " instead of using lazy modules"
+            )
         if tensor.dtype != torch.float32:
             raise InputError(
                 f"the task's model has {name} of type {tensor.dtype}; populations are float32:"

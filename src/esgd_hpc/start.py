@@ -1,6 +1,7 @@
 """Where a run starts from: the newest checkpoint in its folder, or a new population."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -39,8 +40,9 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
     """Choose the checkpoint to go on from. On rank 0 only."""
     if folder is None:
         return Found(None, [])
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder}: is a file; name a folder")
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise InputError(f"--output {folder}: {place} is a file; name a folder")
     path, notes = newest_valid(folder)
     if path is None:
         if resume == "require":

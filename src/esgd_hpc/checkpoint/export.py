@@ -53,6 +53,8 @@ def write_state_dict(path: Path, arrays: Arrays, metadata: Mapping[str, str]) ->
         raise InputError(f"{path}: the name must end in {' or '.join(ENDINGS)}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
     new = path.with_name(path.name + ".tmp")
     try:
         if path.suffix == ".pt":

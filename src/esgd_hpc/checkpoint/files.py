@@ -86,7 +86,7 @@ def temporary_generations(folder: Path) -> list[Path]:
 
 def is_generation_folder(path: Path) -> bool:
     """Tell whether a folder is one checkpoint rather than a run."""
-    return _GENERATION.fullmatch(path.name) is not None or (path / COMMIT).exists()
+    return _GENERATION.fullmatch(path.name) is not None or os.path.exists(path / COMMIT)
 
 
 def _folders(folder: Path) -> list[Path]:

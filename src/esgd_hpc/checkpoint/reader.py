@@ -4,6 +4,7 @@ Whatever a file contains, the functions here end in an InputError or in the text
 """
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -79,7 +80,7 @@ def find_generation(run: Path, number: int | None = None) -> Path:
     `run` may be a generation's folder itself. Reads no weights. Raises InputError where there is
     none.
     """
-    if not run.exists():
+    if not os.path.exists(run):  # unlike Path.exists, False for a name that is too long
         raise InputError(f"{run}: no such folder")
     if files.is_generation_folder(run):
         if number is not None and read_number(run) != number:

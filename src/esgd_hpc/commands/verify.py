@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _report(run: Path) -> dict[str, Any]:
     from esgd_hpc.checkpoint.history import read_history
     from esgd_hpc.checkpoint.reader import verify_checkpoint
 
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"{run}: no such folder")
     single = files.is_generation_folder(run)
     folders = [run] if single else [generation.path for generation in files.generations(run)]

@@ -23,10 +23,10 @@ NOISE_CHUNK = 1 << 20
 def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1.0) -> Floats:
     """Return a score >= 0 for each individual; its probability of selection is proportional to it.
 
-    inverse: 1/f, where a perfect 0 takes all.  window: f_worst - f + (f_worst - f_best) / mu.
-    rank: mu for the best to 1 for the worst, equals share the mean.  softmax: exp(f_best - f).
-    All in relation to the best and raised to the power `smoothing`; 0 for +inf. Raises ValueError
-    where `inverse` meets a negative fitness.
+    inverse: 1/f, where a perfect 0 takes all.  window: f_worst - f + (f_worst - f_best) / n.
+    rank: n for the best to 1 for the worst, equals share the mean.  softmax: exp(f_best - f).
+    n counts those that did not fail; failures have 0. All in relation to the best and raised to the
+    power `smoothing`. Raises ValueError where `inverse` meets a negative fitness.
     """
     finite = np.isfinite(fitness)
     scores = np.zeros_like(fitness)
