@@ -7,6 +7,7 @@ at the end of the flat gradient.
 
 import copy
 import logging
+import random
 import traceback
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class Learner:
         )
         self.num_training_samples = length(self._training)
         length(self._fitness_data)
-        self._seed_torch(0, 0, 0, rng.Purpose.INITIAL_WEIGHTS)
+        self._seed(0, 0, 0, rng.Purpose.INITIAL_WEIGHTS)
         self._model = task.model().to(device)
         self._genome = Genome(self._model)
         self.layout = self._genome.layout
@@ -87,7 +88,7 @@ class Learner:
 
     def new_weights(self, uid: int) -> Weights:
         """Return the weights of a new random network, shape [P]; the same for the same uid."""
-        self._seed_torch(0, 0, uid, rng.Purpose.INITIAL_WEIGHTS)
+        self._seed(0, 0, uid, rng.Purpose.INITIAL_WEIGHTS)
         return weights_of(self._task.model().to(self._device))
 
     def load(self, weights: Weights | None) -> None:
@@ -157,7 +158,7 @@ class Learner:
             self.num_training_samples
         )
         shards = training_shards(order, batch_size, self._group.rank, self._group.size)
-        self._seed_torch(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
+        self._seed(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
         self._model.train()
         failure: Exception | None = None
         batches = iter(fetch(self._training, [indices for indices, _ in shards], self._device))
@@ -298,7 +299,11 @@ class Learner:
             )
         return ["loss", *sorted(name for name in scores if name != "loss")]
 
-    def _seed_torch(
+    def _seed(
         self, generation: int, step: int, uid: int, purpose: rng.Purpose, lane: int = 0
     ) -> None:
-        torch.manual_seed(rng.torch_seed(self._recipe.seed, generation, step, uid, purpose, lane))
+        """Seed the global generators, which models, and Datasets that augment, draw from."""
+        seed = rng.torch_seed(self._recipe.seed, generation, step, uid, purpose, lane)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)

@@ -56,10 +56,17 @@ class Task:
     def configure(
         self, model: nn.Module, hyperparameters: Mapping[str, HyperparameterValue]
     ) -> None:
-        """Apply drawn hyper-parameters, such as dropout rates, to the model before it trains."""
+        """Apply drawn hyper-parameters, such as dropout rates, to the model before it trains.
+
+        They must not change what `score` gives: it is also called for individuals without any.
+        """
 
     def augment(self, batch: Batch) -> Batch:
-        """Return the training batch changed at random, from torch's global generator."""
+        """Return the training batch changed at random, from torch's global generator.
+
+        That generator, NumPy's and Python's are seeded for each individual, epoch and rank of the
+        group, so that a Dataset may draw from them as well.
+        """
         return batch
 
 
