@@ -8,7 +8,8 @@ import platform
 import shlex
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from esgd_hpc.checkpoint.export import state_dict_arrays
+from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import write_checkpoint
 from esgd_hpc.config import Drawn, Recipe, recipe_data
 from esgd_hpc.driver import Setting, evolve, generation_row
@@ -32,7 +34,7 @@ from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import GenerationRow, Individual, Population, Weights
 from esgd_hpc.progress import Progress, Silent
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
-from esgd_hpc.start import Resume, find_start, initialize, read_anchor, restore
+from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
 from esgd_hpc.tasks import load_task
 from esgd_hpc.tasks.base import Task
 
@@ -80,134 +82,149 @@ def run(
     on from its newest complete generation unless `resume` says otherwise. `should_stop` is asked
     after each generation; True on any rank ends the run at a checkpoint.
 
-    Raises InputError and RunError on every rank together.
+    Raises InputError and RunError on every rank together. Any other exception is raised on its
+    rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
+    aborts the world. Leaves torch's number of threads and the seeds of global generators changed.
     """
     progress = progress or Silent()
     folder = Path(output) if output is not None else None
+    lock = FolderLock(folder) if folder is not None else None
+    try:
+        if lock is not None:
+            for note in on_root(comm, f"locking {folder}", lock.acquire):
+                progress.note(note)
+        with _prepared(recipe, comm, folder, resume, task) as ready:
+            for note in ready.found.notes:
+                progress.note(note)
+            progress.note(ready.headline)
+            return _train(recipe, ready, folder, progress, should_stop)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def plan(
+    recipe: Recipe,
+    comm: "MPI.Comm",
+    *,
+    output: Path | str | None = None,
+    resume: Resume = "auto",
+) -> str:
+    """Return what `run` would do, in words, after the checks that it would make. Collective.
+
+    Loads the task and builds its model, but trains nothing and writes nothing.
+    """
+    folder = Path(output) if output is not None else None
+    with _prepared(recipe, comm, folder, resume, None) as ready:
+        layout, num_groups = ready.learner.layout, ready.topology.num_groups
+        mebibytes = layout.size * 4 / 2**20
+        own = -(-recipe.num_parents // num_groups)
+        rho = recipe.evolution.parents_per_child
+        held = 2 * own + (rho if isinstance(rho, int) else max(rho)) + 1
+        draw = ["optimizer", "learning rate", "momentum", *sorted(ready.hyperparameters)]
+        lines = [
+            ready.headline,
+            f"one individual: {layout.size:,} values, {mebibytes:.3g} MiB",
+            f"a leader holds at most {held} individuals while it exchanges:"
+            f" {held * mebibytes:.3g} MiB",
+            f"one checkpoint: {recipe.num_parents * mebibytes:.3g} MiB in {folder},"
+            f" {recipe.checkpoint.keep} are kept",
+            f"a draw covers: {', '.join(draw)}",
+            *ready.found.notes,
+            f"recipe: {msgspec.json.encode(recipe_data(recipe)).decode()}",
+        ]
+    return "\n".join(lines)
+
+
+# Setting up ---------------------------------------------------------------------------------------
+
+
+class _Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a run needs before it trains; complete on every rank."""
+
+    topology: Topology
+    found: Found
+    task: Task
+    learner: Learner
+    hyperparameters: dict[str, Drawn]
+    headline: str
+
+
+@contextmanager
+def _prepared(
+    recipe: Recipe, comm: "MPI.Comm", folder: Path | None, resume: Resume, task: Task | None
+) -> Iterator[_Ready]:
+    """Set up groups, device, averaging, task and model for a `with` block. Collective."""
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
         found = on_root(comm, "looking for checkpoints", lambda: find_start(recipe, folder, resume))
-        for note in found.notes:
-            progress.note(note)
         device = together(comm, "choosing a device", lambda: _device(recipe, topology))
+        _refuse_different(comm, "ranks compute on different kinds of device", device.type)
         with closed_together(_start_averaging(recipe, topology, device)) as group:
             task = task or together(
                 comm,
                 f"loading task {recipe.task}",
                 lambda: load_task(recipe.task, recipe.task_options),
             )
-            learner, hyperparameters = _build(task, recipe, topology, group, device)
-            progress.note(_headline(recipe, topology, group.name, device, learner.layout))
-            anchor = read_anchor(recipe, topology, learner)
-            save = _saver(recipe, topology, learner.layout, folder)
-
-            def report(population: Population, history: list[GenerationRow]) -> None:
-                progress.generation(recipe, population, history)
-
-            if found.path is not None:
-                population, history = restore(found.path, topology, learner.layout)
-            else:
-                population = initialize(recipe, topology, learner)
-                history = [generation_row(population, None, recipe, {})]
-                save(population, history)
-                report(population, history)
-            setting = Setting(
-                recipe=recipe,
-                hyperparameters=hyperparameters,
-                topology=topology,
-                learner=learner,
-                anchor=anchor,
-                save=save,
-                report=report,
-                should_stop=should_stop,
-            )
-            finished = evolve(population, history, setting)
-            best = population.best()
-            return RunResult(
-                finished=finished,
-                population=population,
-                history=history,
-                best=best,
-                best_weights=send_to_all(
-                    comm,
-                    population.weights.get(best.uid),
-                    population.owner[best.uid] * topology.ranks_per_group,
-                    learner.layout.size,
-                ),
-                layout=learner.layout,
-                task=task,
-                output=folder,
-            )
-
-
-def plan(recipe: Recipe, comm: "MPI.Comm", *, output: Path | str | None = None) -> str:
-    """Return what `run` would do, in words, after the checks that it would make. Collective.
-
-    Loads the task and builds its model, but trains nothing and writes nothing.
-    """
-    folder = Path(output) if output is not None else None
-    with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
-        found = on_root(comm, "looking for checkpoints", lambda: find_start(recipe, folder, "auto"))
-        device = together(comm, "choosing a device", lambda: _device(recipe, topology))
-        with closed_together(_start_averaging(recipe, topology, device)) as group:
-            task = together(
+            learner, hyperparameters = together(
                 comm,
-                f"loading task {recipe.task}",
-                lambda: load_task(recipe.task, recipe.task_options),
+                f"building the model and data of task {recipe.task}",
+                lambda: _build(task, recipe, group, device),
             )
-            learner, hyperparameters = _build(task, recipe, topology, group, device)
-            layout = learner.layout
-            name = group.name
-    mebibytes = layout.size * 4 / 2**20
-    own = -(-recipe.num_parents // topology.num_groups)
-    largest = max(_numbers(recipe.evolution.parents_per_child))
-    lines = [
-        _headline(recipe, topology, name, device, layout),
-        f"one individual: {layout.size:,} values, {mebibytes:.3g} MiB",
-        f"a leader holds at most {2 * own + largest + 1} individuals while it exchanges:"
-        f" {(2 * own + largest + 1) * mebibytes:.3g} MiB",
-        f"one checkpoint: {recipe.num_parents * mebibytes:.3g} MiB in {folder},"
-        f" {recipe.checkpoint.keep} are kept",
-        "a draw covers: "
-        + ", ".join(["optimizer", "learning rate", "momentum", *sorted(hyperparameters)]),
-        *found.notes,
-        "recipe: " + msgspec.json.encode(recipe_data(recipe)).decode(),
-    ]
-    return "\n".join(lines)
-
-
-def _numbers(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else value
-
-
-# Setting up ---------------------------------------------------------------------------------------
+            fingerprint = together(comm, "comparing the ranks", learner.fingerprint)
+            _refuse_different(comm, f"task {recipe.task} differs from rank to rank", fingerprint)
+            yield _Ready(
+                topology=topology,
+                found=found,
+                task=task,
+                learner=learner,
+                hyperparameters=hyperparameters,
+                headline=_headline(recipe, topology, group.name, device, learner.layout),
+            )
 
 
 def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -> Averaging:
-    chosen = together(
-        topology.world,
+    world = topology.world
+    name = on_root(
+        world,
         "choosing gradient averaging",
         lambda: averaging.resolve(recipe.topology.gradient_averaging, device.type),
     )
-    return averaging.start(topology.world.bcast(chosen), topology.group, device.type)
+    together(
+        world,
+        f"starting gradient averaging by {name}",
+        lambda: averaging.check_usable(name, topology.group),
+    )
+    return averaging.start(name, topology.group, device.type)
 
 
 def _build(
-    task: Task, recipe: Recipe, topology: Topology, group: Averaging, device: torch.device
+    task: Task, recipe: Recipe, group: Averaging, device: torch.device
 ) -> tuple[Learner, dict[str, Drawn]]:
-    return together(
-        topology.world,
-        f"building the model and data of task {recipe.task}",
-        lambda: (
-            Learner(task, recipe, group, device),
-            drawn_hyperparameters(recipe, task.hyperparameters),
-        ),
-    )
+    hyperparameters = drawn_hyperparameters(recipe, task.hyperparameters)
+    learner = Learner(task, recipe, group, device)
+    learner.check_hyperparameters(hyperparameters)
+    return learner, hyperparameters
 
 
-def _saver(
-    recipe: Recipe, topology: Topology, layout: Layout, folder: Path | None
-) -> Callable[[Population, list[GenerationRow]], None]:
-    """Return what writes a checkpoint, or does nothing without a folder."""
+def _refuse_different(comm: "MPI.Comm", what: str, value: str) -> None:
+    """Raise InputError on every rank if the value is not the same on all. Collective."""
+    values = comm.allgather(value)
+    other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
+    if other is not None:
+        raise InputError(
+            f"{what}: rank 0 has {values[0]}, rank {other} has {values[other]}; all ranks must have"
+            " the same"
+        )
+
+
+def _train(
+    recipe: Recipe,
+    ready: _Ready,
+    folder: Path | None,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+) -> RunResult:
+    topology, learner = ready.topology, ready.learner
     provenance = _provenance()
 
     def save(population: Population, history: list[GenerationRow]) -> None:
@@ -215,7 +232,7 @@ def _saver(
             write_checkpoint(
                 folder,
                 population,
-                layout,
+                learner.layout,
                 recipe,
                 history,
                 topology,
@@ -223,7 +240,44 @@ def _saver(
                 provenance=provenance,
             )
 
-    return save
+    def report(population: Population, history: list[GenerationRow]) -> None:
+        progress.generation(recipe, population, history)
+
+    anchor = read_anchor(recipe, topology, learner)
+    if ready.found.path is not None:
+        population, history = restore(ready.found.path, topology, learner.layout)
+    else:
+        population = initialize(recipe, topology, learner)
+        history = [generation_row(population, None, recipe, {})]
+        save(population, history)
+        report(population, history)
+    setting = Setting(
+        recipe=recipe,
+        hyperparameters=ready.hyperparameters,
+        topology=topology,
+        learner=learner,
+        anchor=anchor,
+        save=save,
+        report=report,
+        should_stop=should_stop,
+    )
+    finished = evolve(population, history, setting)
+    best = population.best()
+    return RunResult(
+        finished=finished,
+        population=population,
+        history=history,
+        best=best,
+        best_weights=send_to_all(
+            topology.world,
+            population.weights.get(best.uid),
+            population.owner[best.uid] * topology.ranks_per_group,
+            learner.layout.size,
+        ),
+        layout=learner.layout,
+        task=ready.task,
+        output=folder,
+    )
 
 
 # What is known of the run -------------------------------------------------------------------------

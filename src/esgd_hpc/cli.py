@@ -11,6 +11,9 @@ from esgd_hpc.errors import EsgdError, InputError, print_error
 
 DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
 
+SERIAL_COMMANDS = ("inspect", "verify", "export", "recipes")
+"""Those that MPI has no part in, also in a job script where the launcher's variables are set."""
+
 EXIT_STATUS = """\
 exit status:
   0   done
@@ -109,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = import_module(f"esgd_hpc.commands.{arguments.command}").execute(arguments)
         return status
     except EsgdError as error:
-        print_error(error, launched_rank())
-        _leave_together()
+        words = sys.argv[1:] if argv is None else argv
+        if words and words[0] in SERIAL_COMMANDS:
+            print_error(error, None)
+        else:
+            print_error(error, launched_rank())
+            _leave_together()
         return error.exit_status
     except BrokenPipeError:  # `esgd inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

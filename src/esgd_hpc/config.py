@@ -32,6 +32,10 @@ class Drawn:
         """Return what a recipe file would hold."""
         raise NotImplementedError
 
+    def ends(self) -> tuple[Any, Any]:
+        """Return the lowest and highest, or the first and last, value that a draw can give."""
+        raise NotImplementedError
+
 
 class Range(Drawn):
     """A number to draw: fixed, or uniform in [low, high]; whole where both bounds are whole."""
@@ -48,6 +52,10 @@ class Range(Drawn):
     def plain(self) -> float | list[float]:
         """Return what a recipe file would hold."""
         return self.low if self.low == self.high else [self.low, self.high]
+
+    def ends(self) -> tuple[float, float]:
+        """Return the bounds."""
+        return self.low, self.high
 
     def __eq__(self, other: object) -> bool:
         # 1 and 1.0 are told apart: they draw differently.
@@ -73,6 +81,10 @@ class Choice(Drawn):
     def plain(self) -> dict[str, list[float | str | bool]]:
         """Return what a recipe file would hold."""
         return {"choice": list(self.values)}
+
+    def ends(self) -> tuple[float | str | bool, float | str | bool]:
+        """Return the first and the last value."""
+        return self.values[0], self.values[-1]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Choice) and repr(self) == repr(other)

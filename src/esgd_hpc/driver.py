@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -116,12 +115,8 @@ def check_theorem_1(
     )
 
 
-class _Seconds(Protocol):
-    def __setitem__(self, key: str, value: float) -> None: ...
-
-
 @contextmanager
-def _timed(seconds: _Seconds, phase: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[phase] = time.perf_counter() - started

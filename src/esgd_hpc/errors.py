@@ -35,4 +35,5 @@ class StoppedEarly(EsgdError):
 def print_error(error: EsgdError, rank: int | None) -> None:
     """Print the message once over all ranks: on rank 0, or where there is no launcher."""
     if not rank:
-        print(f"esgd: error: {error}", file=sys.stderr, flush=True)
+        kind = "" if isinstance(error, StoppedEarly) else "error: "
+        print(f"esgd: {kind}{error}", file=sys.stderr, flush=True)

@@ -4,7 +4,10 @@ Every batch is scored whole by one rank and the group sums one vector in which e
 contributor, so neither the number of ranks nor of groups can change a bit of the result.
 """
 
+import logging
 import math
+import random
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from esgd_hpc.data.batches import fetch, fixed_batches, length
 from esgd_hpc.population import finite_fitness
 from esgd_hpc.tasks.base import Batch, Data
+
+log = logging.getLogger(__name__)
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -53,8 +58,8 @@ def evaluate(
     names: Sequence[str],
     group: MetricSum,
     device: torch.device,
-    failure: Exception | None = None,
-) -> tuple[Score, Exception | None]:
+    failure: str = "",
+) -> tuple[Score, str]:
     """Score the model; return the score of the group, and what went wrong on this rank.
 
     Collective over the group. `names` are what the task's `score` gives, "loss" first. A rank that
@@ -63,7 +68,7 @@ def evaluate(
     batches = fixed_batches(length(data), batch_size)
     sums = np.zeros((len(batches), len(names)), dtype=np.float64)
     mine = range(group.rank, len(batches), group.size)
-    if failure is None:
+    if not failure:
         try:
             model.eval()
             with torch.no_grad():
@@ -71,16 +76,16 @@ def evaluate(
                 for place, batch in zip(
                     mine, fetch(data, [batches[place] for place in mine], device), strict=True
                 ):
-                    torch.manual_seed(place)  # for a task whose score draws random numbers
+                    seed_global_generators(place)  # should the score draw random numbers
                     scores = task.score(model, batch)
                     found.append(torch.stack([scores[name].detach().double() for name in names]))
                 if found:
                     sums[mine] = torch.stack(found).cpu().numpy()
                     sums[mine] *= [[len(batches[place])] for place in mine]
         except Exception as error:
-            failure = error
+            failure = told(error)
             sums[:] = 0.0
-    total = group.sum_metrics(np.append(sums.ravel(), float(failure is not None)))
+    total = group.sum_metrics(np.append(sums.ravel(), float(bool(failure))))
     failed = total[-1] > 0.0
     columns = total[:-1].reshape(sums.shape).T
     means = {
@@ -89,3 +94,22 @@ def evaluate(
     }
     fitness = math.inf if failed else finite_fitness(means.pop("loss"))
     return Score(fitness, {} if failed else means, failed), failure
+
+
+def told(error: Exception) -> str:
+    """Return what an exception says, and let go of all that its traceback holds, tensors above all.
+
+    Kept, they would make the next individual run out of memory as well.
+    """
+    log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+    text = f"{type(error).__name__}: {error}"
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    return text
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the generators that models, losses and Datasets draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

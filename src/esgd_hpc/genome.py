@@ -4,6 +4,9 @@
 them views of it, so that loading, averaging and saving an individual is one copy of one vector.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,11 @@ class Genome:
         self.module = module
         self.parameters: dict[str, Tensor] = dict(module.named_parameters())
         kept = module.state_dict(keep_vars=True)
-        # A buffer that is not in the state is made by the module itself, it is no state.
         buffers = {name: buffer for name, buffer in module.named_buffers() if name in kept}
+        # What is not in the state must not carry over from one individual to the next.
+        self._passing = {
+            name: buffer.clone() for name, buffer in module.named_buffers() if name not in kept
+        }
         floating = {name: b for name, b in buffers.items() if b.is_floating_point()}
         integer = {name: b for name, b in buffers.items() if not b.is_floating_point()}
         _refuse_unfit(self.parameters, floating)
@@ -39,7 +45,12 @@ class Genome:
         self.gather()
 
     def gather(self) -> None:
-        """Bring `flat` in line with the module, also where something gave a tensor other memory.
+        """Bring `flat` in line with the module."""
+        self._bind()
+        self._write_integers()
+
+    def _bind(self) -> None:
+        """Make tensors views of `flat` again to which something gave other memory.
 
         `torch.nn.LSTM.flatten_parameters` on a GPU does that, for one.
         """
@@ -49,16 +60,23 @@ class Genome:
                 if view is not None and tensor.data_ptr() != view.data_ptr():
                     view.copy_(tensor)
                     tensor.data = view
-        self._write_integers()
 
     def load(self, weights: Weights) -> None:
         """Make the module the individual of these weights, shape [P] on the host."""
-        self.gather()
-        self.flat.copy_(torch.from_numpy(weights))
-        self.flat_changed()
+        with self.overwriting() as flat:
+            flat.copy_(torch.from_numpy(weights))
 
-    def flat_changed(self) -> None:
-        """Bring the integer buffers of the module in line with `flat`, after it was written to."""
+    @contextmanager
+    def overwriting(self) -> Iterator[Tensor]:
+        """Give `flat`, to be overwritten in the block, and make the module that individual."""
+        self._bind()
+        yield self.flat
+        self._read_integers()
+        for name, initial in self._passing.items():
+            owner, _, last = name.rpartition(".")
+            self.module.get_submodule(owner)._buffers[last] = initial.clone()
+
+    def _read_integers(self) -> None:
         integers = self._integers()
         if integers:
             host = self.flat[self.layout.num_floats :].cpu().numpy()

@@ -6,26 +6,24 @@ at the end of the flat gradient.
 """
 
 import copy
-import logging
-import random
-import traceback
+import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from esgd_hpc import rng
-from esgd_hpc.config import Recipe
+from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.data.batches import fetch, length, to_device, training_shards
 from esgd_hpc.errors import InputError
-from esgd_hpc.fitness import MetricSum, Score, evaluate
+from esgd_hpc.fitness import MetricSum, Score, evaluate, seed_global_generators, told
 from esgd_hpc.genome import Genome, weights_of
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
 from esgd_hpc.tasks.base import Task
-
-log = logging.getLogger(__name__)
 
 
 class Group(MetricSum, Protocol):
@@ -38,14 +36,6 @@ class Group(MetricSum, Protocol):
 
 class IndividualFailed(Exception):
     """Training or scoring failed on some rank of the group; raised on all of them."""
-
-
-class Snapshot:
-    """Weights and optimizer state to back off to."""
-
-    def __init__(self, flat: Tensor, optimizer: dict[str, Any] | None) -> None:
-        self.flat = flat
-        self.optimizer = optimizer
 
 
 class Learner:
@@ -69,7 +59,9 @@ class Learner:
         self._genome = Genome(self._model)
         self.layout = self._genome.layout
         self._parameters = list(self._genome.parameters.values())
-        self._score_names = self._try_score()
+        self._kept = torch.empty_like(self._genome.flat)
+        self._kept_state: dict[str, Any] | None = None
+        self._score_names = ["loss", *sorted(self._score_one().keys() - {"loss"})]
         # The first optimizer of a process imports much of torch; here it is not timed as training.
         torch.optim.SGD(self._parameters, lr=0.0)
         if group.size > 1:
@@ -93,29 +85,32 @@ class Learner:
 
     def load(self, weights: Weights | None) -> None:
         """Load an individual, given on the leader alone. Collective over the group."""
-        if weights is not None:
-            self._genome.load(weights)
-        self._group.broadcast(self._genome.flat)
-        if weights is None:
-            self._genome.flat_changed()
+        with self._genome.overwriting() as flat:
+            if weights is not None:
+                flat.copy_(torch.from_numpy(weights))
+            self._group.broadcast(flat)
 
     def weights(self) -> Weights:
         """Return a copy of the loaded individual's weights, shape [P]."""
         return self._genome.store()
 
-    def snapshot(self, optimizer: torch.optim.Optimizer | None = None) -> Snapshot:
-        """Keep the loaded weights and the optimizer's state, to come back to with `restore`."""
-        self._genome.gather()
-        state = copy.deepcopy(optimizer.state_dict()) if optimizer else None
-        return Snapshot(self._genome.flat.clone(), state)
+    def snapshot(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Keep the loaded weights and the optimizer's state, to come back to with `restore`.
 
-    def restore(self, saved: Snapshot, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Bring weights, buffers and optimizer state back to those of the snapshot."""
+        The weights are kept even if copying the state raises for want of memory.
+        """
         self._genome.gather()
-        self._genome.flat.copy_(saved.flat)
-        self._genome.flat_changed()
-        if optimizer is not None and saved.optimizer is not None:
-            optimizer.load_state_dict(saved.optimizer)
+        self._kept.copy_(self._genome.flat)
+        self._kept_state = None
+        if optimizer is not None:
+            self._kept_state = copy.deepcopy(optimizer.state_dict())
+
+    def restore(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Bring weights, buffers and optimizer state back to those of the last snapshot."""
+        with self._genome.overwriting() as flat:
+            flat.copy_(self._kept)
+        if optimizer is not None and self._kept_state is not None:
+            optimizer.load_state_dict(self._kept_state)
 
     # Training -------------------------------------------------------------------------------------
 
@@ -148,10 +143,12 @@ class Learner:
         generation: int,
         epoch: int,
         uid: int,
+        failure: str = "",
     ) -> Score:
         """Train the loaded individual for one epoch, then score it. Collective over the group.
 
-        Raises IndividualFailed on every rank of the group if one of them failed.
+        A rank that could not even prepare comes with its `failure`. Raises IndividualFailed on
+        every rank of the group if one of them failed.
         """
         seed = self._recipe.seed
         order = rng.stream(seed, generation, epoch, uid, rng.Purpose.SAMPLE_ORDER).permutation(
@@ -160,29 +157,30 @@ class Learner:
         shards = training_shards(order, batch_size, self._group.rank, self._group.size)
         self._seed(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
         self._model.train()
-        failure: Exception | None = None
         batches = iter(fetch(self._training, [indices for indices, _ in shards], self._device))
         for indices, total in shards:
-            optimizer.zero_grad(set_to_none=True)
-            if failure is None:
+            if not failure:
                 try:
+                    optimizer.zero_grad(set_to_none=True)
                     batch = next(batches)
                     if batch is not None:
                         loss = self._task.loss(self._model, self._task.augment(batch))
                         # Weighted by samples, so that an uneven last batch is averaged rightly.
                         share = len(indices) / total
                         (loss if share == 1.0 else loss * share).backward()
+                    if self._group.size > 1:
+                        self._pack_gradient()
                 except Exception as error:
-                    failure = error
+                    failure = told(error)
             if self._group.size > 1:
                 self._average_gradient(failure)
-            elif failure is not None:
-                raise self._failed(failure)
-            if failure is None:
+            elif failure:
+                raise IndividualFailed(failure)
+            if not failure:
                 try:
                     optimizer.step()
                 except Exception as error:
-                    failure = error
+                    failure = told(error)
         self._average_buffers()
         return self._score(failure)
 
@@ -191,12 +189,12 @@ class Learner:
 
         Collective over the group; raises IndividualFailed on every rank of it.
         """
-        failure: Exception | None = None
+        failure = ""
         if recalibrate:
             try:
                 self._recalibrate()
             except Exception as error:
-                failure = error
+                failure = told(error)
         return self._score(failure)
 
     def recalibrated(self, weights: Weights) -> Weights:
@@ -212,6 +210,7 @@ class Learner:
         norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if not norms:
             return
+        self._seed(0, 0, 0, rng.Purpose.RECALIBRATION)
         recipe = self._recipe
         order = rng.stream(recipe.seed, 0, 0, 0, rng.Purpose.RECALIBRATION).permutation(
             self.num_training_samples
@@ -232,22 +231,24 @@ class Learner:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
-    def _average_gradient(self, failure: Exception | None) -> None:
-        """Sum the weighted gradients of the group and the flags behind them."""
+    def _pack_gradient(self) -> None:
+        """Copy this rank's gradients into the flat one, and count which parameters have one."""
+        grads = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
         with torch.no_grad():
             self._gradient.zero_()
-            if failure is None:
-                grads = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
-                if grads:  # none where this rank has no sample of an uneven last batch
-                    views = [self._gradient_views[i] for i in grads]
-                    torch._foreach_copy_(views, [*grads.values()])
-                    self._counts[[*grads]] = 1.0
-            else:
-                self._failures.fill_(1.0)
-            self._group.sum(self._gradient)
-            *counts, failures = self._gradient[self.layout.num_parameters :].tolist()
+            if grads:  # none where this rank has no sample of an uneven last batch
+                torch._foreach_copy_([self._gradient_views[i] for i in grads], [*grads.values()])
+                self._counts[[*grads]] = 1.0
+
+    def _average_gradient(self, failure: str) -> None:
+        """Sum the weighted gradients of the group, and the counts and failures behind them."""
+        if failure:
+            self._gradient.zero_()
+            self._failures.fill_(1.0)
+        self._group.sum(self._gradient)
+        *counts, failures = self._gradient[self.layout.num_parameters :].tolist()
         if failures:
-            raise self._failed(failure)
+            raise IndividualFailed(failure)
         for parameter, view, count in zip(
             self._parameters, self._gradient_views, counts, strict=True
         ):
@@ -263,7 +264,7 @@ class Learner:
         self._group.sum(buffers)
         buffers /= self._group.size
 
-    def _score(self, failure: Exception | None) -> Score:
+    def _score(self, failure: str) -> Score:
         score, failure = evaluate(
             self._model,
             self._task,
@@ -275,35 +276,77 @@ class Learner:
             failure,
         )
         if score.failed:
-            raise self._failed(failure)
+            raise IndividualFailed(failure)
         return score
 
-    def _failed(self, failure: Exception | None) -> IndividualFailed:
-        if failure is None:
-            return IndividualFailed("")
-        text = f"{type(failure).__name__}: {failure}"
-        log.debug("%s", "".join(traceback.format_exception(failure)).rstrip())
-        told = IndividualFailed(text)
-        told.__cause__ = failure
-        return told
-
-    def _try_score(self) -> list[str]:
-        """Score one small batch, to learn the names of the metrics and to find mistakes early."""
+    def _score_one(self) -> dict[str, Tensor]:
+        """Score the first sample alone; raises InputError for what is no score."""
         self._model.eval()
+        seed_global_generators(0)
         with torch.no_grad():
             batch = next(iter(fetch(self._fitness_data, [np.arange(1)], self._device)))
-            scores = self._task.score(self._model, batch)
+            scores = dict(self._task.score(self._model, batch))
         if "loss" not in scores:
             raise InputError(
                 f'task {self._recipe.task}: score() gives {", ".join(scores)}; it needs a "loss"'
             )
-        return ["loss", *sorted(name for name in scores if name != "loss")]
+        for name, value in scores.items():
+            if not isinstance(value, Tensor) or value.numel() != 1 or value.dim():
+                raise InputError(
+                    f"task {self._recipe.task}: score() gives {name} = {value!r}; it needs a tensor"
+                    " of one number without dimensions, such as a mean"
+                )
+        return scores
+
+    def check_hyperparameters(self, drawn: Mapping[str, Drawn]) -> None:
+        """Raise InputError if what `configure` sets changes the score, and so what fitness is.
+
+        Tries the lowest and the highest, or the first and the last, value of each.
+        """
+        ends: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for name, values in drawn.items():
+            if name not in ("batch_size", "weight_decay"):
+                ends[0][name], ends[1][name] = values.ends()
+        if not ends[0] or self._recipe.method == "single":
+            return
+        losses = []
+        for hyperparameters in ends:
+            self.configure(hyperparameters)
+            losses.append(self._score_one()["loss"].item())
+        if losses[0] != losses[1] and not all(map(math.isnan, losses)):
+            raise InputError(
+                f"task {self._recipe.task}: configure() with {ends[0]} or {ends[1]} changes the"
+                f" loss that score() gives ({losses[0]:.6g} or {losses[1]:.6g}), and with it what"
+                " fitness means; let them act in training alone"
+            )
+
+    def fingerprint(self) -> str:
+        """Return what must be the same on every rank: data, model, and what a score consists of."""
+        sums = []
+        for data in (self._training, self._fitness_data):
+            places = np.unique(np.array([0, length(data) // 2, length(data) - 1]))
+            seed_global_generators(0)
+            batch = next(iter(fetch(data, [places], torch.device("cpu"))))
+            sums.append(f"{length(data)} samples, CRC {_crc(batch):08x}")
+        layout = zlib.crc32(msgspec.json.encode(self.layout))
+        return (
+            f"training data of {sums[0]}; fitness data of {sums[1]}; model of {self.layout.size}"
+            f" values, CRC {layout:08x}; score of {', '.join(self._score_names)}"
+        )
 
     def _seed(
         self, generation: int, step: int, uid: int, purpose: rng.Purpose, lane: int = 0
     ) -> None:
-        """Seed the global generators, which models, and Datasets that augment, draw from."""
         seed = rng.torch_seed(self._recipe.seed, generation, step, uid, purpose, lane)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
+        seed_global_generators(seed)
+
+
+def _crc(batch: Any) -> int:
+    """Return a checksum over all tensors in a batch of nested tuples, lists and mappings."""
+    if isinstance(batch, Tensor):
+        return zlib.crc32(batch.detach().cpu().contiguous().numpy().tobytes())
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        return zlib.crc32(b"".join(_crc(part).to_bytes(4, "little") for part in batch))
+    return zlib.crc32(repr(batch).encode())

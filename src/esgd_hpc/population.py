@@ -63,6 +63,10 @@ class Individual(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong when it last failed, empty if nothing did."""
 
 
+NOT_FINITE = "the loss is not finite"
+"""The failure of an individual that raised nothing."""
+
+
 def finite_fitness(value: float) -> float:
     """Return the value as a fitness: NaN and infinities of either sign count as +inf."""
     return value if math.isfinite(value) else math.inf
@@ -79,10 +83,6 @@ class Population(msgspec.Struct, kw_only=True):
     next_uid: int
     weights: dict[int, Weights]
     """uid to flat vector: on a leader those that its group owns, empty elsewhere."""
-
-    def record(self, uid: int) -> Individual:
-        """Return the record of one individual."""
-        return next(individual for individual in self.individuals if individual.uid == uid)
 
     def best(self) -> Individual:
         """Return the fittest individual; of equals the one with the lowest uid."""

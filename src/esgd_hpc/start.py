@@ -1,7 +1,6 @@
 """Where a run starts from: the newest checkpoint in its folder, or a new population."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ import numpy as np
 
 from esgd_hpc import rng
 from esgd_hpc.checkpoint.export import read_state_dict, vector_from
+from esgd_hpc.checkpoint.lock import refuse_file
 from esgd_hpc.checkpoint.reader import Checkpoint, newest_valid, open_checkpoint
 from esgd_hpc.config import Recipe, differing_keys, recipe_data
 from esgd_hpc.errors import InputError
@@ -21,7 +21,7 @@ from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root, together
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import GenerationRow, Individual, Population, Weights
+from esgd_hpc.population import NOT_FINITE, GenerationRow, Individual, Population, Weights
 from esgd_hpc.sgd.step import refuse_if_all_failed
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,7 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
     """Choose the checkpoint to go on from. On rank 0 only."""
     if folder is None:
         return Found(None, [])
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place) and not os.path.isdir(place):
-            raise InputError(f"--output {folder}: {place} is a file; name a folder")
+    refuse_file(folder)
     path, notes = newest_valid(folder)
     if path is None:
         if resume == "require":
@@ -67,9 +65,10 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
             f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
             f" {checkpoint.ranks_per_group}: last bits may differ"
         )
-    last = recipe.last_generation
-    done = " and complete" if checkpoint.generation >= last else ""
-    notes.append(f"{path} is verified{done}; going on from generation {checkpoint.generation}")
+    if checkpoint.generation >= recipe.last_generation:
+        notes.append(f"{path} is verified and the last generation: nothing left to do")
+    else:
+        notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
     return Found(path, notes)
 
 
@@ -170,8 +169,9 @@ def read_anchor(recipe: Recipe, topology: Topology, learner: Learner) -> Anchor 
     record = _score(
         Individual(uid=recipe.num_parents, fitness=np.inf, origin="anchor"), topology, learner
     )
-    if record.failure:
-        raise InputError(f"anchor.weights = {path}: scoring it failed: {record.failure}")
+    failure = first_told(topology.world, record.failure)
+    if failure:
+        raise InputError(f"anchor.weights = {path}: scoring it failed: {failure}")
     return Anchor(record, weights)
 
 
@@ -181,9 +181,10 @@ def _score(individual: Individual, topology: Topology, learner: Learner) -> Indi
         score = learner.score()
     except IndividualFailed as error:
         failure = first_told(topology.group, str(error))
-        log.warning("individual %d failed: %s", individual.uid, failure)
+        if topology.is_leader:
+            log.warning("individual %d failed: %s", individual.uid, failure)
         return msgspec.structs.replace(individual, failure=failure)
-    failure = "" if np.isfinite(score.fitness) else "the loss is not finite"
+    failure = "" if np.isfinite(score.fitness) else NOT_FINITE
     return msgspec.structs.replace(
         individual, fitness=score.fitness, metrics=score.metrics, failure=failure
     )

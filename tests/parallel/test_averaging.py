@@ -66,6 +66,20 @@ class Unused(nn.Module):
         return out
 
 
+class Moving(nn.Module):
+    """Gives its parameters other memory in every forward pass, as cuDNN does for an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()
+        out: Tensor = self.layer(x)
+        return out
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(NUM_INPUTS, 8), nn.Tanh(), nn.Linear(8, NUM_CLASSES))
 
@@ -74,7 +88,13 @@ def batch_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(NUM_INPUTS, 8), nn.BatchNorm1d(8), nn.Linear(8, NUM_CLASSES))
 
 
-MODELS = {"mlp": mlp, "tied": Tied, "unused": Unused, "batch_norm": batch_norm}
+MODELS = {
+    "mlp": mlp,
+    "tied": Tied,
+    "unused": Unused,
+    "batch_norm": batch_norm,
+    "moving": Moving,
+}
 
 
 class SmallTask(ClassificationTask):
@@ -160,6 +180,9 @@ def test_a_group_trains_like_one_process(group: Averaging, kind: str, draw: Draw
 def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.device) -> None:
     """Run the body of the test above on any device."""
     learner = Learner(task, RECIPE, group, device)
+    for uid in (3, 7):  # the second has to replace all of the first
+        learner.load(learner.new_weights(uid) if group.rank == 0 else None)
+        learner.score()
     learner.load(learner.new_weights(7) if group.rank == 0 else None)
     start_weights = torch.from_numpy(learner.weights()[: learner.layout.num_parameters])
     optimizer = learner.optimizer(draw)
@@ -252,7 +275,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     learner = Learner(task, RECIPE, group, torch.device("cpu"))
     learner.load(learner.new_weights(1) if group.rank == 0 else None)
     before = learner.score()
-    saved = learner.snapshot()
+    learner.snapshot()
     task.armed = True
     optimizer = learner.optimizer(SGD)
     if how == "step":
@@ -264,7 +287,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     assert "broke" in told[0] or "no memory" in told[0]
     # The group is in step again: the next individual trains as if nothing had been.
     task.armed = False
-    learner.restore(saved)
+    learner.restore()
     assert learner.score() == before
     learner.train_epoch(learner.optimizer(SGD), BATCH, 1, 1, 1)
 

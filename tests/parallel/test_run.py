@@ -150,6 +150,7 @@ def test_best_and_elite_never_get_worse(variant: str) -> None:
 def test_a_draw_covers_what_the_task_declares() -> None:
     task = Blobs()
     esgd_hpc.run(recipe(), WORLD, task=task)
+    del task.configured[:2]  # the trial of both ends of the ranges before the run
     assert len(task.configured) == 3 * 5
     assert all(0.0 <= float(c["dropout"]) <= 0.5 for c in task.configured)
     assert {c["kind"] for c in task.configured} == {"a", "b"}
@@ -338,3 +339,83 @@ def test_a_run_on_gpus_keeps_its_promises(variant: str) -> None:
     assert result.history[-1].best < 0.9 * result.history[0].best
     # The same GPUs in groups of another number give the same bits.
     assert digest(result, WORLD) == alone(Blobs(), recipe(**changes))
+
+
+class Noisy(Blobs):
+    """Draws random numbers wherever a task may: model, loss and score."""
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        with torch.no_grad():
+            model[0].bias.copy_(torch.from_numpy(np.random.standard_normal(8)))  # type: ignore[index]
+        return model
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return super().loss(model, (inputs + 0.1 * torch.randn_like(inputs), targets))
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        inputs, targets = batch
+        noise = torch.from_numpy(np.random.standard_normal(inputs.shape)).float()
+        return dict(super().score(model, (inputs + 0.1 * noise, targets)))
+
+
+@pytest.mark.parallel(2, 3)
+@pytest.mark.parametrize("batchnorm", ["average", "recalibrate"])
+def test_random_tasks_give_the_same_bits_for_any_number_of_groups(batchnorm: str) -> None:
+    settings = recipe(evolution={"batchnorm": batchnorm}, population={"initialization": "random"})
+    result = esgd_hpc.run(settings, WORLD, task=Noisy())
+    assert digest(result, WORLD) == alone(Noisy(), settings)
+
+
+class FailingConfigure(Blobs):
+    """Runs out of memory on the last rank while it prepares the third individual."""
+
+    def configure(self, model: nn.Module, hyperparameters: Any) -> None:
+        super().configure(model, hyperparameters)
+        if len(self.configured) == 5 and WORLD.rank == WORLD.size - 1:
+            raise MemoryError("no room")
+
+
+@pytest.mark.parallel(1, 2)
+def test_a_rank_that_cannot_prepare_an_individual_fails_it_for_its_group() -> None:
+    settings = recipe(topology={"ranks_per_group": WORLD.size}, method="sgd-only", generations=1)
+    result = esgd_hpc.run(settings, WORLD, task=FailingConfigure())
+    assert [i.uid for i in result.population.individuals if i.failure] == [2]
+    assert "no room" in result.population.individuals[2].failure
+
+
+@pytest.mark.parallel(1)
+def test_a_generation_of_nothing_but_nan_is_backed_off_and_the_run_goes_on() -> None:
+    settings = recipe(method="sgd-only", generations=3, sgd={"epochs": 1})
+    result = esgd_hpc.run(settings, WORLD, task=Troubled("nan", 1, 5 * 7))
+    assert all(i.back_offs >= 1 for i in result.population.individuals)
+    assert result.history[-1].best < result.history[0].best
+
+
+class ChangingScore(Blobs):
+    """A hyper-parameter that acts in evaluation as well."""
+
+    def configure(self, model: nn.Module, hyperparameters: Any) -> None:
+        self.factor = 1.0 + hyperparameters["dropout"]
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        scores = dict(super().score(model, batch))
+        scores["loss"] *= getattr(self, "factor", 1.0)
+        return scores
+
+
+@pytest.mark.parallel(1, 2)
+def test_a_hyperparameter_that_changes_what_fitness_means_is_refused() -> None:
+    with pytest.raises(esgd_hpc.InputError, match=r"configure\(\) with .* changes the loss"):
+        esgd_hpc.run(recipe(), WORLD, task=ChangingScore())
+
+
+@pytest.mark.parallel(2, 3)
+def test_ranks_that_differ_in_their_data_are_refused() -> None:
+    task = Blobs()
+    if WORLD.rank == 1:
+        inputs, targets = task.validation  # type: ignore[misc]
+        task.validation = (inputs + 1.0, targets)
+    with pytest.raises(esgd_hpc.InputError, match=r"differs from rank to rank.*rank 1 has"):
+        esgd_hpc.run(recipe(), WORLD, task=task)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,7 +99,7 @@ def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tmp_path: Path)
     digest = inspect(launch, run)["digest"]
     again = launch(3, *command)
     assert again.returncode == 0
-    assert "complete" in again.stdout
+    assert "nothing left to do" in again.stdout
     assert inspect(launch, run)["digest"] == digest
 
 
@@ -137,6 +138,7 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> None:
 
 
 LONG = ("--set", "generations=6", "--set", "sgd.epochs=2", "--set", "population.offspring=9")
+ENDLESS = ("--set", "generations=500", "--set", "sgd.epochs=2")
 
 
 @pytest.mark.parametrize("ranks_again", [2, 3])
@@ -173,6 +175,33 @@ def test_a_signal_to_one_rank_stops_all_at_a_checkpoint_with_status_99(
     again = launch(2, *command[:-4], "--set", "generations=40", "--output", str(run), timeout=240)
     assert f"going on from generation {generation}" in again.stdout
     assert again.returncode == 0
+
+
+def test_a_signal_that_comes_twice_at_once_still_stops_at_a_checkpoint(tmp_path: Path) -> None:
+    process = start(1, "run", "digits", *ENDLESS, "--output", str(tmp_path / "run"))
+    read_until(process, "generation 1/")
+    (rank,) = ranks_of(process.pid)
+    for _ in range(2):
+        os.kill(rank, signal.SIGUSR1)
+        time.sleep(0.05)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 99, stderr
+
+
+def test_a_second_job_in_the_same_folder_is_refused_and_told_whose_it_is(
+    launch: Launch, tmp_path: Path
+) -> None:
+    command = ("run", "digits", *ENDLESS, "--output", str(tmp_path / "run"))
+    process = start(1, *command)
+    read_until(process, "generation 1/")
+    (rank,) = ranks_of(process.pid)
+    second = launch(2, *command)
+    assert second.returncode == 2
+    assert f"in use by another run (host {socket.gethostname()}, process {rank}" in second.stderr
+    os.kill(rank, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 99
+    assert not (tmp_path / "run" / "lock").exists()
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,9 @@ from types import FrameType
 from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SECONDS_TO_REPEAT = 5.0
+"""A signal this long after the first means it; schedulers may send one twice at once."""
+SECONDS_TO_WAIT = 30.0
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -28,15 +32,38 @@ def execute(arguments: argparse.Namespace) -> int:
         return _run(arguments, world)
     except EsgdError as error:
         print_error(error, world.rank)
-        world.Barrier()  # launchers end the others when the first rank leaves with an error
+        _wait_for_all(world)
         return error.exit_status
+    except KeyboardInterrupt:
+        print(
+            f"esgd: rank {world.rank} was interrupted; the newest complete generation stays,"
+            " start the same command again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        world.Abort(130)
+        raise
     except BaseException as error:
         # The other ranks may wait for this one for ever: end them all.
         text = "".join(traceback.format_exception(error))
         sys.stdout.flush()
         print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
-        world.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+        world.Abort(1)
         raise
+
+
+def _wait_for_all(world: "MPI.Comm") -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Wait until every rank is here: launchers end the others when one leaves with an error.
+
+    Should they never come, which would be a defect, this rank ends them.
+    """
+    barrier = world.Ibarrier()
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    while not barrier.Test():
+        if time.monotonic() > deadline:
+            print(f"esgd: rank {world.rank} waits in vain for others", file=sys.stderr, flush=True)
+            world.Abort(1)
+        time.sleep(0.01)
 
 
 def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: ignore[name-defined]  # noqa: F821
@@ -55,7 +82,7 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
 
     output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
     if arguments.dry_run:
-        text = plan(recipe, world, output=output)
+        text = plan(recipe, world, output=output, resume=arguments.resume)
         if world.rank == 0:
             print(text)
         return 0
@@ -85,21 +112,24 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
 
 
 class _StopRequest:
-    """Remembers a first SIGTERM or SIGUSR1; a second one ends the process as usual."""
+    """Remembers a first SIGTERM or SIGUSR1; one more, later on, ends the process as usual."""
 
     def __init__(self) -> None:
-        self._requested = False
+        self._first: float | None = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > SECONDS_TO_REPEAT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
-        return self._requested
+        return self._first is not None
 
 
 def _log_to_stderr(level: str, rank: int, group: int) -> None:

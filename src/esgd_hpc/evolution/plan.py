@@ -162,11 +162,6 @@ def place_survivors(
     return new_owner, moves
 
 
-def bytes_borrowed(rounds: Sequence[Round], individual_bytes: int) -> int:
-    """Return the bytes of parents that the plan moves between leaders."""
-    return individual_bytes * sum(len(m.borrow) for making in rounds for m in making.values())
-
-
 def _place_near_parents(
     children: Sequence[Child], owner: Mapping[int, int], loads: list[int], limit: int
 ) -> dict[int, int]:

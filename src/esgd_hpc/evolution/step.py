@@ -5,6 +5,7 @@ their groups, one at a time. A child that is chosen is made again where it will 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
 from esgd_hpc.parallel.exchange import exchange, gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Individual, Population, Transfer, Weights
+from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
 
 log = logging.getLogger(__name__)
 
@@ -199,9 +200,11 @@ class _Maker:
         try:
             score = self._learner.score(recalibrate=self._recalibrate)
             fitness, metrics = score.fitness, score.metrics
+            failure = "" if math.isfinite(fitness) else NOT_FINITE
         except IndividualFailed as error:
             failure = first_told(self._topology.group, str(error))
-            log.warning("child %d failed in generation %d: %s", child.uid, generation, failure)
+        if failure and self._topology.is_leader:
+            log.warning("child %d, generation %d, failed: %s", child.uid, generation, failure)
         return Individual(
             uid=child.uid,
             fitness=fitness,

@@ -32,6 +32,11 @@ def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict
                     f" hyper-parameter; known are {', '.join(sorted(known))}"
                 )
     for name, drawn in declared.items():
+        if not isinstance(drawn, Drawn):
+            raise InputError(
+                f"task {recipe.task}: hyperparameters[{name!r}] = {drawn!r}: expected a"
+                " Range(low, high) or a Choice([...]) of esgd_hpc"
+            )
         check_drawn(name, drawn, f"task {recipe.task}: hyperparameters[{name!r}]")
     return {**declared, **recipe.sgd.hyperparameters}
 

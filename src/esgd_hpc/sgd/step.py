@@ -14,11 +14,12 @@ import msgspec
 from esgd_hpc import rng
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.errors import RunError
+from esgd_hpc.fitness import told
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Individual, Population, Weights
+from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
 from esgd_hpc.sgd.optimizers import draw_optimizer
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def train_individual(
 ) -> tuple[Individual, Weights | None]:
     """Train one individual: K_s epochs, each undone if it made the fitness worse.
 
-    Returns its new record and, on the leader, its new weights if they changed. An epoch that
-    failed (exception, NaN) is always undone and ends the step. Collective over the group.
+    Returns its new record and, on the leader, its new weights if they changed. An epoch that failed
+    (exception, NaN) is always undone; an exception ends the step. Collective over the group.
     """
     started = time.perf_counter()
     uid, seed = individual.uid, recipe.seed
@@ -70,31 +71,33 @@ def train_individual(
     num_epochs = recipe.fine_tuning.epochs if fine_tuning else recipe.sgd.epochs
     draw = draw_optimizer(recipe, hyperparameters, generation, individual)
     fitness, metrics = individual.fitness, individual.metrics
-    back_offs, changed = 0, False
-    failure: str | None = None
+    back_offs, failure, changed = 0, "", False
     learner.load(weights)
-    epoch = 0
-    try:
-        learner.configure(draw.hyperparameters)
-        optimizer = learner.optimizer(draw)
-    except Exception as error:  # the same on every rank: nothing here depends on the rank
-        failure, num_epochs = f"{type(error).__name__}: {error}", 0
+    optimizer = learner.optimizer(draw)
+    unprepared, epoch = "", 0
     for epoch in range(1, num_epochs + 1):
-        saved = learner.snapshot(optimizer if epoch < num_epochs else None)
         try:
-            score = learner.train_epoch(optimizer, draw.batch_size, generation, epoch, uid)
+            learner.snapshot(optimizer if epoch < num_epochs else None)
+            if epoch == 1:
+                learner.configure(draw.hyperparameters)
+        except Exception as error:  # on this rank, maybe no other: tell them with the gradient
+            unprepared = told(error)
+        try:
+            score = learner.train_epoch(
+                optimizer, draw.batch_size, generation, epoch, uid, unprepared
+            )
         except IndividualFailed as error:
-            failure = str(error)
-            learner.restore(saved)
+            failure = first_told(topology.group, str(error))
+            learner.restore()
+            back_offs += 1
             break
-        if math.isinf(score.fitness):
-            failure = f"the loss after epoch {epoch} is not finite"
-            learner.restore(saved)
-            break
-        worse = score.fitness > fitness
+        finite = math.isfinite(score.fitness)
+        if not finite:
+            failure = NOT_FINITE
         stream = rng.stream(seed, generation, epoch, uid, rng.Purpose.BACK_OFF)
-        if worse and stream.random() < recipe.sgd.backoff_probability:
-            learner.restore(saved, optimizer)
+        backs_off = stream.random() < recipe.sgd.backoff_probability
+        if not finite or (score.fitness > fitness and backs_off):
+            learner.restore(optimizer)
             back_offs += 1
             if recipe.method == "single":
                 rate = draw.learning_rate * recipe.single.learning_rate_factor
@@ -103,14 +106,14 @@ def train_individual(
                     parameters["lr"] = rate
         else:
             fitness, metrics, changed = score.fitness, score.metrics, True
-    if failure is not None:
-        failure = first_told(topology.group, failure)
-        back_offs += 1
-        log.warning("individual %d failed in generation %d: %s", uid, generation, failure)
-    log.info(
-        "individual %d, generation %d: %s, learning rate %.3g: fitness %.6g -> %.6g",
-        *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
-    )
+    if topology.is_leader:
+        level = logging.WARNING if failure else logging.INFO
+        log.log(
+            level,
+            "individual %d, generation %d: %s, learning rate %.3g: fitness %.6g -> %.6g%s",
+            *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
+            f"; failed: {failure}" if failure else "",
+        )
     record = msgspec.structs.replace(
         individual,
         fitness=fitness,
@@ -120,15 +123,19 @@ def train_individual(
         epochs=individual.epochs + epoch,
         back_offs=individual.back_offs + back_offs,
         seconds=time.perf_counter() - started,
-        failure=failure or "",
+        failure=failure,
     )
     return record, learner.weights() if changed and topology.is_leader else None
 
 
 def refuse_if_all_failed(individuals: list[Individual], where: str) -> None:
-    """Raise RunError if every individual failed, for then it is the task, not an individual."""
-    if all(individual.failure for individual in individuals):
+    """Raise RunError if every individual raised something, or none has a finite fitness.
+
+    Then it is the task that is at fault, not an individual.
+    """
+    raised = all(i.failure not in ("", NOT_FINITE) for i in individuals)
+    if raised or all(math.isinf(i.fitness) for i in individuals):
         raise RunError(
             f"every individual failed in {where}; the first, {individuals[0].uid}, with:"
-            f" {individuals[0].failure}; --log-level debug shows the traceback"
+            f" {individuals[0].failure or NOT_FINITE}; --log-level debug shows tracebacks"
         )

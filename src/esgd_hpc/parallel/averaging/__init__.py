@@ -51,8 +51,20 @@ def resolve(choice: str, device: str) -> str:
     return "torch" if device == "cuda" else "mpi"
 
 
+def check_usable(name: str, group: MPI.Comm) -> None:
+    """Raise InputError if this rank cannot start the named implementation. Local."""
+    if name == "horovod" and group.size > 1:
+        from esgd_hpc.parallel.averaging import horovod
+
+        horovod.check_usable(group)
+    elif name == "torch" and group.size > 1:
+        from esgd_hpc.parallel.averaging import torch
+
+        torch.check_usable()
+
+
 def start(name: str, group: MPI.Comm, device: str) -> Averaging:
-    """Start the named implementation over `group`. Collective over `group`.
+    """Start the named implementation over `group`. Collective over `group`, after `check_usable`.
 
     `device` is "cpu" or "cuda". A group of one rank gets the no-op twin whatever the name.
     """

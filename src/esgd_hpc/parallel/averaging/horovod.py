@@ -22,6 +22,28 @@ def is_installed() -> bool:
     return importlib.util.find_spec("horovod") is not None
 
 
+def check_usable(group: MPI.Comm) -> None:
+    """Raise InputError if this rank cannot start Horovod over `group`. Local."""
+    if not is_installed():
+        raise InputError(
+            'topology.gradient_averaging = "horovod": Horovod is not installed here; build it'
+            " with `cmake --workflow --preset cluster`, or choose torch or mpi"
+        )
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise InputError(
+            'topology.gradient_averaging = "horovod" needs MPI_THREAD_MULTIPLE, this MPI gives'
+            f" level {MPI.Query_thread()} of {MPI.THREAD_MULTIPLE}; use an MPI library built"
+            " with it, or choose torch or mpi"
+        )
+    members = _world_ranks(group)
+    if _members and _members != members:
+        raise InputError(
+            'topology.gradient_averaging = "horovod": this process already trains with ranks'
+            f" {_members} of MPI_COMM_WORLD and cannot with {members}: Horovod allows one"
+            " session per process; use the same group again, or choose torch or mpi"
+        )
+
+
 _members: list[int] = []
 """World ranks of this process's Horovod session, empty before the first."""
 
@@ -36,24 +58,7 @@ class HorovodAveraging:
     name = "horovod"
 
     def __init__(self, group: MPI.Comm) -> None:
-        if not is_installed():
-            raise InputError(
-                'topology.gradient_averaging = "horovod": Horovod is not installed here; build it'
-                " with `cmake --workflow --preset cluster`, or choose torch or mpi"
-            )
-        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise InputError(
-                'topology.gradient_averaging = "horovod" needs MPI_THREAD_MULTIPLE, this MPI gives'
-                f" level {MPI.Query_thread()} of {MPI.THREAD_MULTIPLE}; use an MPI library built"
-                " with it, or choose torch or mpi"
-            )
         members = _world_ranks(group)
-        if _members and _members != members:
-            raise InputError(
-                'topology.gradient_averaging = "horovod": this process already trains with ranks'
-                f" {_members} of MPI_COMM_WORLD and cannot with {members}: Horovod allows one"
-                " session per process; use the same group again, or choose torch or mpi"
-            )
         os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
         import horovod.torch as hvd

@@ -16,6 +16,15 @@ from esgd_hpc.errors import InputError
 TIMEOUT = timedelta(minutes=30)
 
 
+def check_usable() -> None:
+    """Raise InputError if this process has a torch.distributed session already. Local."""
+    if dist.is_initialized():
+        raise InputError(
+            'topology.gradient_averaging = "torch": torch.distributed is already initialized'
+            " in this process; end that session first, or choose horovod or mpi"
+        )
+
+
 class TorchAveraging:
     """Collectives of a group over torch.distributed, which MPI introduces to one another."""
 
@@ -24,11 +33,6 @@ class TorchAveraging:
     def __init__(self, group: MPI.Comm, device: str) -> None:
         self.rank = group.rank
         self.size = group.size
-        if dist.is_initialized():
-            raise InputError(
-                'topology.gradient_averaging = "torch": torch.distributed is already initialized'
-                " in this process; end that session first, or choose horovod or mpi"
-            )
         one_node = len(set(group.allgather(MPI.Get_processor_name()))) == 1
         if one_node and device == "cpu":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
