@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -13,6 +14,8 @@ DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradi
 
 SERIAL_COMMANDS = ("inspect", "verify", "export", "recipes")
 """Those that MPI has no part in, also in a job script where the launcher's variables are set."""
+
+SECONDS_TO_SPEAK = 2.0
 
 EXIT_STATUS = """\
 exit status:
@@ -112,12 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = import_module(f"esgd_hpc.commands.{arguments.command}").execute(arguments)
         return status
     except EsgdError as error:
+        print_error(error, launched_rank())
         words = sys.argv[1:] if argv is None else argv
-        if words and words[0] in SERIAL_COMMANDS:
-            print_error(error, None)
-        else:
-            print_error(error, launched_rank())
-            _leave_together()
+        _leave_together(serial=bool(words) and words[0] in SERIAL_COMMANDS)
         return error.exit_status
     except BrokenPipeError:  # `esgd inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,9 +133,12 @@ def launched_rank() -> int | None:
     return None
 
 
-def _leave_together() -> None:
-    """Wait for all ranks: launchers end the others when the first one leaves with an error."""
+def _leave_together(serial: bool) -> None:
+    """Let rank 0 have its say: launchers end the others when the first one leaves with an error."""
     if launched_rank() is None:
+        return
+    if serial:  # started on several ranks by mistake
+        time.sleep(SECONDS_TO_SPEAK if launched_rank() else 0.0)
         return
     try:
         from mpi4py import MPI

@@ -547,10 +547,12 @@ def finished(esgd: Esgd, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return what is in a folder, with sizes and times of writing."""
+    """Return what is in a folder, with sizes and times of writing of its files."""
     files = [path for path in folder.rglob("*") if path.name != "__pycache__"]
     return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        str(path.relative_to(folder)): (
+            (0, 0) if path.is_dir() else (path.lstat().st_size, path.lstat().st_mtime_ns)
+        )
         for path in files
         if path.suffix != ".pyc"
     }

@@ -106,14 +106,13 @@ def train_individual(
                     parameters["lr"] = rate
         else:
             fitness, metrics, changed = score.fitness, score.metrics, True
-    if topology.is_leader:
-        level = logging.WARNING if failure else logging.INFO
-        log.log(
-            level,
-            "individual %d, generation %d: %s, learning rate %.3g: fitness %.6g -> %.6g%s",
-            *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
-            f"; failed: {failure}" if failure else "",
-        )
+    level = logging.WARNING if failure else logging.INFO
+    log.log(
+        level if topology.is_leader else logging.DEBUG,
+        "individual %d, generation %d: %s, learning rate %.3g: fitness %.6g -> %.6g%s",
+        *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
+        f"; failed: {failure}" if failure else "",
+    )
     record = msgspec.structs.replace(
         individual,
         fitness=fitness,
