@@ -120,7 +120,7 @@ def plan(
         mebibytes = layout.size * 4 / 2**20
         own = -(-recipe.num_parents // num_groups)
         rho = recipe.evolution.parents_per_child
-        held = 2 * own + (rho if isinstance(rho, int) else max(rho)) + 1
+        held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
         draw = ["optimizer", "learning rate", "momentum", *sorted(ready.hyperparameters)]
         lines = [
             ready.headline,

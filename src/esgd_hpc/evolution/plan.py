@@ -1,8 +1,8 @@
 """Who makes which child and who lends which parent: pure planning, done on rank 0 and broadcast.
 
-A plan is a list of rounds. In a round each group makes at most one child; before it, the parents
-that the group lacks come from the leaders that own them. A borrowed parent is kept while the next
-children need it; the children of a group are ordered so that this is likely.
+A plan is a list of rounds. In a round each group makes some children, one after another; before
+them, the parents that the group lacks come from the leaders that own them. A borrowed parent stays
+while the next round needs it; the children of a group are ordered so that this is likely.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,15 +33,15 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
 class Making(msgspec.Struct, frozen=True, kw_only=True):
     """What one group does in one round."""
 
-    child: Child
+    children: tuple[Child, ...]
     borrow: tuple[int, ...] = ()
-    """uids that come to the group before the child is made."""
+    """uids that come to the group before the children are made."""
     give_back: tuple[int, ...] = ()
-    """borrowed uids that the group forgets after it."""
+    """borrowed uids that the group forgets after them."""
 
 
 Round = dict[int, Making]
-"""Group number to what it does; groups without a child in this round are absent."""
+"""Group number to what it does; groups without children in this round are absent."""
 
 
 def draw_children(
@@ -102,11 +102,13 @@ def plan_rounds(
     owner: Mapping[int, int],
     num_groups: int,
 ) -> list[Round]:
-    """Order the children of each group and say what it borrows and gives back around each.
+    """Order the children of each group and say what it borrows and gives back around them.
 
-    A group holds at most as many borrowed parents as one child has.
+    A group holds at most as many borrowed parents as its share of the population, or as one child
+    needs where that is more. Groups meet once a round, so a round has all children that this allows.
     """
-    sequences: list[list[Making]] = []
+    room = -(-len(owner) // num_groups)
+    sequences = []
     for group in range(num_groups):
         lacking = [
             (tuple(sorted(u for u in child.parents if owner.get(u, group) != group)), child)
@@ -114,20 +116,34 @@ def plan_rounds(
             if maker[child.uid] == group
         ]
         lacking.sort(key=lambda pair: (pair[0], pair[1].uid))
-        makings = []
-        held: set[int] = set()
-        for place, (needed, child) in enumerate(lacking):
-            following = lacking[place + 1][0] if place + 1 < len(lacking) else ()
-            borrow = tuple(uid for uid in needed if uid not in held)
-            held.update(borrow)
-            give_back = tuple(sorted(held - set(following)))
-            held.difference_update(give_back)
-            makings.append(Making(child=child, borrow=borrow, give_back=give_back))
-        sequences.append(makings)
+        sequences.append(_makings(lacking, room))
     return [
         {group: makings[r] for group, makings in enumerate(sequences) if r < len(makings)}
         for r in range(max((len(makings) for makings in sequences), default=0))
     ]
+
+
+def _makings(lacking: Sequence[tuple[tuple[int, ...], Child]], room: int) -> list[Making]:
+    """Cut one group's children, each with the parents it lacks, where these fill the room."""
+    parts: list[tuple[set[int], list[Child]]] = []
+    for needed, child in lacking:
+        if parts and len(parts[-1][0].union(needed)) <= max(room, len(needed)):
+            parts[-1][0].update(needed)
+            parts[-1][1].append(child)
+        else:
+            parts.append((set(needed), [child]))
+    makings, held = [], set[int]()
+    for place, (needed_now, some) in enumerate(parts):
+        needed_next = parts[place + 1][0] if place + 1 < len(parts) else set()
+        borrow, held = needed_now - held, needed_now & needed_next
+        makings.append(
+            Making(
+                children=tuple(some),
+                borrow=tuple(sorted(borrow)),
+                give_back=tuple(sorted(needed_now - needed_next)),
+            )
+        )
+    return makings
 
 
 def place_survivors(

@@ -150,9 +150,9 @@ class _Maker:
         self._borrowed: dict[int, Weights] = {}
 
     def carry_out(self, rounds: list[Round], use: Callable[[Child, Weights | None], None]) -> None:
-        """Bring the parents of each round and call `use` with the group's child.
+        """Bring the parents of each round and call `use` with each of the group's children.
 
-        Collective over the world; the child's weights are None on ranks that are no leader.
+        Collective over the world; a child's weights are None on ranks that are no leader.
         """
         size = self._learner.layout.size
         buffer = np.empty(size, dtype=np.float32) if self._topology.is_leader else None
@@ -173,9 +173,10 @@ class _Maker:
             mine = making.get(self._topology.group_number)
             if mine is None:
                 continue
-            if buffer is not None:
-                self._make(mine.child, buffer)
-            use(mine.child, buffer)
+            for child in mine.children:
+                if buffer is not None:
+                    self._make(child, buffer)
+                use(child, buffer)
             if self._topology.is_leader:
                 for uid in mine.give_back:
                     del self._borrowed[uid]
