@@ -168,7 +168,8 @@ class FitnessSettings(_Table, frozen=True, kw_only=True):
 
 class FineTuningSettings(_Table, frozen=True, kw_only=True):
     epochs: int = 0
-    """SGD epochs of every individual after the last generation."""
+    """SGD epochs of every individual after the last generation. The methods "population" and
+    "single" spend them with their own optimizers instead of the one below."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1e-5
 

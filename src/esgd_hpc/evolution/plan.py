@@ -105,7 +105,7 @@ def plan_rounds(
     """Order the children of each group and say what it borrows and gives back around them.
 
     A group holds at most as many borrowed parents as its share of the population, or as one child
-    needs where that is more. Groups meet once a round, so a round has all children that this allows.
+    needs where that is more. Groups meet once a round, so a round has all children that fit.
     """
     room = -(-len(owner) // num_groups)
     sequences = []
