@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from esgd_hpc.config import load_recipe
+from esgd_hpc.recipe_file import load_recipe
 from esgd_hpc.tasks import load_task
 
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esgd_hpc.api import RunResult, run
-    from esgd_hpc.config import Choice, Range, Recipe, load_recipe, recipe_from
+    from esgd_hpc.config import Choice, Range, Recipe
     from esgd_hpc.errors import EsgdError, InputError, RunError
+    from esgd_hpc.recipe_file import load_recipe, recipe_from
     from esgd_hpc.tasks.base import ClassificationTask, Task
 
 _HOMES = {
     "Choice": "config",
     "Range": "config",
     "Recipe": "config",
-    "load_recipe": "config",
-    "recipe_from": "config",
+    "load_recipe": "recipe_file",
+    "recipe_from": "recipe_file",
     "EsgdError": "errors",
     "InputError": "errors",
     "RunError": "errors",

@@ -9,13 +9,14 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from esgd_hpc import rng
-from esgd_hpc.config import Recipe, recipe_from
+from esgd_hpc.config import Recipe
 from esgd_hpc.data.batches import training_shards
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import closed_together
 from esgd_hpc.parallel.averaging import Averaging, resolve, start
 from esgd_hpc.parallel.averaging.horovod import is_installed
 from esgd_hpc.population import Draw
+from esgd_hpc.recipe_file import recipe_from
 from esgd_hpc.tasks.base import Batch, ClassificationTask
 
 WORLD = MPI.COMM_WORLD

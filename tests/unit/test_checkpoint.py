@@ -38,7 +38,7 @@ from esgd_hpc.checkpoint.reader import (
 )
 from esgd_hpc.checkpoint.weights_file import CHUNK_PLACES, open_weights_file, write_weights_file
 from esgd_hpc.checkpoint.writer import write_checkpoint
-from esgd_hpc.config import Recipe, load_recipe, recipe_data
+from esgd_hpc.config import Recipe, recipe_data
 from esgd_hpc.errors import InputError, RunError
 from esgd_hpc.layout import Entry, Kind, Layout
 from esgd_hpc.parallel.topology import Topology
@@ -50,6 +50,7 @@ from esgd_hpc.population import (
     Population,
     Weights,
 )
+from esgd_hpc.recipe_file import load_recipe
 
 PROVENANCE = {"host": "node-17", "command": "esgd run digits --set seed=2"}
 

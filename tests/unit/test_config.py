@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esgd_hpc.config import (
-    Choice,
-    Range,
-    Recipe,
-    differing_keys,
-    load_recipe,
-    recipe_data,
-    recipe_from,
-    recipe_names,
-    recipe_text,
-)
+from esgd_hpc.config import Choice, Range, Recipe, differing_keys, recipe_data
 from esgd_hpc.errors import InputError
+from esgd_hpc.recipe_file import load_recipe, recipe_from, recipe_names, recipe_text
 
 SGD = {"name": "sgd", "learning_rate": 0.1}
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esgd_hpc import driver
-from esgd_hpc.config import Recipe, recipe_from
+from esgd_hpc.config import Recipe
 from esgd_hpc.driver import Setting, check_theorem_1, evolve, generation_row
 from esgd_hpc.errors import RunError
 from esgd_hpc.population import Draw, GenerationRow, Individual, Origin, Population
+from esgd_hpc.recipe_file import recipe_from
 
 INF = math.inf
 

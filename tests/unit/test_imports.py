@@ -18,6 +18,8 @@ FETCH_WORLD = {"api.py", "cli.py", "commands/run.py"}
 PURE = {
     "cli.py",
     "config.py",
+    "recipe_file.py",
+    "recipe_checks.py",
     "errors.py",
     "evolution/operators.py",
     "evolution/plan.py",

@@ -14,8 +14,9 @@ import safetensors.numpy
 
 from esgd_hpc.checkpoint.reader import open_checkpoint, population_digest
 from esgd_hpc.commands import export, inspect, recipes, verify
-from esgd_hpc.config import recipe_data, recipe_names
+from esgd_hpc.config import recipe_data
 from esgd_hpc.errors import InputError
+from esgd_hpc.recipe_file import recipe_names
 from unit.test_checkpoint import (
     DAMAGE,
     make_individual,

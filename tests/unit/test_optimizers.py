@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from esgd_hpc.config import Choice, Drawn, Range, Recipe, recipe_from
+from esgd_hpc.config import Choice, Drawn, Range, Recipe
 from esgd_hpc.errors import InputError
 from esgd_hpc.population import Draw, Individual
+from esgd_hpc.recipe_file import recipe_from
 from esgd_hpc.sgd.optimizers import draw_optimizer, drawn_hyperparameters
 
 MANY = 1500

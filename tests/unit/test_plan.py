@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from esgd_hpc import rng
-from esgd_hpc.config import Recipe, recipe_from
+from esgd_hpc.config import Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution.plan import (
     Child,
@@ -23,6 +23,7 @@ from esgd_hpc.evolution.plan import (
     plan_rounds,
 )
 from esgd_hpc.population import Individual, Transfer
+from esgd_hpc.recipe_file import recipe_from
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from esgd_hpc.config import Recipe, recipe_from
+from esgd_hpc.config import Recipe
 from esgd_hpc.population import GenerationRow, Population
 from esgd_hpc.progress import Lines, Progress, Silent, Table, progress_for
+from esgd_hpc.recipe_file import recipe_from
 
 
 class Out(io.StringIO):

@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esgd_hpc.config import Range, load_recipe
+from esgd_hpc.config import Range
 from esgd_hpc.data.batches import fetch, fixed_batches, length, training_shards
 from esgd_hpc.errors import InputError
 from esgd_hpc.models.resnet import ResNet20
+from esgd_hpc.recipe_file import load_recipe
 from esgd_hpc.tasks import load_task, task_names
 from esgd_hpc.tasks.base import Data, Task
 from esgd_hpc.tasks.digits import digits

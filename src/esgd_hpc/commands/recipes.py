@@ -5,7 +5,7 @@ import argparse
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the names with the first comment line of each, and return 0."""
-    from esgd_hpc.config import recipe_names, recipe_text
+    from esgd_hpc.recipe_file import recipe_names, recipe_text
 
     names = recipe_names()
     width = max(map(len, names), default=0)

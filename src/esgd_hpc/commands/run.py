@@ -67,8 +67,8 @@ def _wait_for_all(world: "MPI.Comm") -> None:  # type: ignore[name-defined]  # n
 
 
 def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: ignore[name-defined]  # noqa: F821
-    from esgd_hpc.config import load_recipe
     from esgd_hpc.parallel.agreement import on_root
+    from esgd_hpc.recipe_file import load_recipe
 
     recipe = on_root(
         world, "reading the recipe", lambda: load_recipe(arguments.recipe, arguments.overrides)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from esgd_hpc import rng
-from esgd_hpc.config import Choice, Drawn, OptimizerSettings, Range, Recipe, check_drawn
+from esgd_hpc.config import Choice, Drawn, OptimizerSettings, Range, Recipe
 from esgd_hpc.errors import InputError
 from esgd_hpc.population import Draw, HyperparameterValue, Individual
+from esgd_hpc.recipe_checks import check_drawn
 
 
 def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict[str, Drawn]:
