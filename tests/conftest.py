@@ -51,11 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "slow: takes more than ten seconds",
     ):
         config.addinivalue_line("markers", mark)
+    same_examples = WORLD is not None or "CI" in os.environ
     settings.register_profile(
         "esgd",
         deadline=None,
-        derandomize=WORLD is not None or "CI" in os.environ,
-        database=None if WORLD else settings.get_profile("default").database,
+        derandomize=same_examples,
+        database=None if same_examples else settings.get_profile("default").database,
     )
     settings.load_profile("esgd")
     if WORLD and WORLD.rank > 0:
