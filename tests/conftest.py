@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,13 @@ class Launch:
         )
         self._started.append(process)
         return process
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """End a process of `start` and all its ranks at once, as a lost node would."""
+        for pid in [process.pid, *_session(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
     def close(self) -> None:
         """Stop what still runs."""

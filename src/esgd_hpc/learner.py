@@ -226,7 +226,9 @@ class Learner:
                 norm.train()
             with torch.no_grad():
                 for batch in fetch(self._training, [i for i, _ in shards], self._device):
-                    self._task.loss(self._model, batch)
+                    self._task.score(
+                        self._model, batch
+                    )  # unlike the loss, free of hyper-parameters
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

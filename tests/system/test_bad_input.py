@@ -13,9 +13,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Launch
 
 TINY = """\
 task = "digits"
@@ -48,19 +51,6 @@ class Mine(ClassificationTask):
 def make(*, size=2):
     return Mine(size)
 """
-
-
-class Launch(Protocol):
-    """The fixture `launch`."""
-
-    def __call__(
-        self,
-        n: int,
-        *esgd_args: str | Path,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 120,
-        cwd: Path | None = None,
-    ) -> CompletedProcess[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -639,7 +629,7 @@ ON_RANKS = [
 
 @pytest.mark.parametrize("case", ON_RANKS, ids=lambda case: case.name)
 def test_bad_input_ends_all_ranks_with_one_message(
-    case: Case, launch: Launch, tmp_path: Path
+    case: Case, launch: "Launch", tmp_path: Path
 ) -> None:
     folder = prepared(tmp_path / "here", {"bad.toml": "task = digits", **case.files})
     before = contents(folder)
@@ -650,14 +640,14 @@ def test_bad_input_ends_all_ranks_with_one_message(
 
 @pytest.mark.parametrize("argv", [("run", "nowhere.toml"), ("verify", "nowhere"), ("run",)])
 def test_a_process_without_launcher_has_the_same_status(
-    argv: tuple[str, ...], launch: Launch, tmp_path: Path
+    argv: tuple[str, ...], launch: "Launch", tmp_path: Path
 ) -> None:
     assert_refused(launch(0, *argv, cwd=tmp_path), ())
 
 
 @pytest.mark.parametrize("launched", [{}, {"OMPI_COMM_WORLD_RANK": "0"}], ids=["alone", "launched"])
 def test_without_an_mpi_library_the_message_says_how_to_get_one(
-    launched: Mapping[str, str], launch: Launch, tmp_path: Path
+    launched: Mapping[str, str], launch: "Launch", tmp_path: Path
 ) -> None:
     folder = prepared(tmp_path / "here", {})
     broken = tmp_path / "broken" / "mpi4py"

@@ -6,11 +6,9 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,14 +17,15 @@ from torch import nn
 
 from esgd_hpc.tasks.digits import digits
 
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+if TYPE_CHECKING:
+    from conftest import Launch
 
 QUICK = ("--set", "generations=3", "--set", "population.offspring=9")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "spirals"
 HAS_FASHION = Path("/usr/share/datasets/fashion-mnist").is_dir()
 
 
-def inspect(launch: Launch, run: Path) -> dict[str, Any]:
+def inspect(launch: "Launch", run: Path) -> dict[str, Any]:
     """Return what `esgd inspect --json` says of a run."""
     shown = launch(0, "inspect", str(run), "--json")
     assert shown.returncode == 0, shown.stderr
@@ -35,7 +34,7 @@ def inspect(launch: Launch, run: Path) -> dict[str, Any]:
 
 
 def test_the_digest_is_the_same_on_one_two_three_and_four_ranks(
-    launch: Launch, tmp_path: Path
+    launch: "Launch", tmp_path: Path
 ) -> None:
     digests = set()
     for ranks in (0, 1, 2, 3, 4):  # 0: without mpiexec; 8 individuals, so 3 groups are uneven
@@ -54,7 +53,7 @@ def test_the_digest_is_the_same_on_one_two_three_and_four_ranks(
     assert len(digests) == 1
 
 
-def test_inspect_shows_what_job_scripts_rely_on(launch: Launch, tmp_path: Path) -> None:
+def test_inspect_shows_what_job_scripts_rely_on(launch: "Launch", tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch(2, "run", "digits", *QUICK, "--output", str(run))
     assert done.returncode == 0, done.stderr
@@ -74,7 +73,7 @@ def test_inspect_shows_what_job_scripts_rely_on(launch: Launch, tmp_path: Path) 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_plain_torch_loads_an_export_back_to_the_recorded_fitness(
-    launch: Launch, tmp_path: Path, ending: str
+    launch: "Launch", tmp_path: Path, ending: str
 ) -> None:
     run, path = tmp_path / "run", tmp_path / f"best.{ending}"
     assert launch(0, "run", "digits", *QUICK, "--output", str(run)).returncode == 0
@@ -92,7 +91,7 @@ def test_plain_torch_loads_an_export_back_to_the_recorded_fitness(
     assert loss == pytest.approx(inspect(launch, run)["best"]["fitness"], rel=1e-6)
 
 
-def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tmp_path: Path) -> None:
+def test_a_finished_run_says_so_and_does_nothing(launch: "Launch", tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ("run", "digits", *QUICK, "--output", str(run))
     assert launch(2, *command).returncode == 0
@@ -104,7 +103,7 @@ def test_a_finished_run_says_so_and_does_nothing(launch: Launch, tmp_path: Path)
 
 
 def test_another_recipe_in_the_folder_is_refused_with_its_keys(
-    launch: Launch, tmp_path: Path
+    launch: "Launch", tmp_path: Path
 ) -> None:
     command = ("run", "digits", *QUICK, "--output", str(tmp_path / "run"))
     assert launch(0, *command).returncode == 0
@@ -113,18 +112,6 @@ def test_another_recipe_in_the_folder_is_refused_with_its_keys(
     assert "seed: 1 -> 7" in refused.stderr
     assert "sgd.epochs: 1 -> 2" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def start(ranks: int, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start esgd under mpiexec in a process group of its own and return at once."""
-    return subprocess.Popen(
-        ["mpiexec", "-n", str(ranks), sys.executable, "-m", "esgd_hpc", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **environment},
-    )
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> None:
@@ -143,30 +130,31 @@ ENDLESS = ("--set", "generations=500", "--set", "sgd.epochs=2")
 
 @pytest.mark.parametrize("ranks_again", [2, 3])
 def test_a_killed_run_goes_on_to_the_digest_of_one_that_was_not(
-    launch: Launch, tmp_path: Path, ranks_again: int
+    launch: "Launch", tmp_path: Path, ranks_again: int
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert launch(2, "run", "digits", *LONG, "--output", str(whole)).returncode == 0
-    process = start(2, "run", "digits", *LONG, "--output", str(killed))
+    process = launch.start(2, "run", "digits", *LONG, "--output", str(killed))
     read_until(process, "generation 3/")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    launch.kill(process)
     again = launch(ranks_again, "run", "digits", *LONG, "--output", str(killed))
     assert again.returncode == 0, again.stderr
     assert re.search(r"gen_00000[3-6] is verified", again.stdout)
     assert inspect(launch, killed)["digest"] == inspect(launch, whole)["digest"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all_at_a_checkpoint_with_status_99(
-    launch: Launch, tmp_path: Path, number: signal.Signals
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(signal.SIGTERM, "rank"), (signal.SIGUSR1, "rank"), (signal.SIGUSR1, "launcher")],
+)
+def test_a_signal_to_one_rank_or_the_launcher_stops_all_at_a_checkpoint_with_status_99(
+    launch: "Launch", tmp_path: Path, number: signal.Signals, target: str
 ) -> None:
     run = tmp_path / "run"
     command = ("run", "digits", *LONG, "--set", "generations=40", "--output", str(run))
-    process = start(2, *command, "--log-level", "info")
+    process = launch.start(2, *command)
     read_until(process, "generation 2/")
-    one_rank = ranks_of(process.pid)[-1]
-    os.kill(one_rank, number)
+    os.kill(ranks_of(process.pid)[-1] if target == "rank" else process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 99, stderr
     assert "start the same command again" in stderr
@@ -177,8 +165,10 @@ def test_a_signal_to_one_rank_stops_all_at_a_checkpoint_with_status_99(
     assert again.returncode == 0
 
 
-def test_a_signal_that_comes_twice_at_once_still_stops_at_a_checkpoint(tmp_path: Path) -> None:
-    process = start(1, "run", "digits", *ENDLESS, "--output", str(tmp_path / "run"))
+def test_a_signal_that_comes_twice_at_once_still_stops_at_a_checkpoint(
+    launch: "Launch", tmp_path: Path
+) -> None:
+    process = launch.start(1, "run", "digits", *ENDLESS, "--output", str(tmp_path / "run"))
     read_until(process, "generation 1/")
     (rank,) = ranks_of(process.pid)
     for _ in range(2):
@@ -189,10 +179,10 @@ def test_a_signal_that_comes_twice_at_once_still_stops_at_a_checkpoint(tmp_path:
 
 
 def test_a_second_job_in_the_same_folder_is_refused_and_told_whose_it_is(
-    launch: Launch, tmp_path: Path
+    launch: "Launch", tmp_path: Path
 ) -> None:
     command = ("run", "digits", *ENDLESS, "--output", str(tmp_path / "run"))
-    process = start(1, *command)
+    process = launch.start(1, *command)
     read_until(process, "generation 1/")
     (rank,) = ranks_of(process.pid)
     second = launch(2, *command)
@@ -248,7 +238,7 @@ def trouble(tmp_path: Path) -> Path:
 
 
 def test_what_escapes_on_one_rank_ends_all_with_its_traceback_once(
-    launch: Launch, trouble: Path
+    launch: "Launch", trouble: Path
 ) -> None:
     started = time.monotonic()
     done = launch(3, "run", str(trouble), cwd=trouble.parent, env={"TROUBLE": "interrupt"})
@@ -259,7 +249,7 @@ def test_what_escapes_on_one_rank_ends_all_with_its_traceback_once(
     assert time.monotonic() - started < 60
 
 
-def test_logs_on_request_name_rank_and_group(launch: Launch, trouble: Path) -> None:
+def test_logs_on_request_name_rank_and_group(launch: "Launch", trouble: Path) -> None:
     sets = ("--set", "topology.ranks_per_group=2", "--set", 'topology.gradient_averaging="mpi"')
     done = launch(4, "run", str(trouble), *sets, "--log-level", "debug", cwd=trouble.parent)
     assert done.returncode == 0, done.stderr
@@ -268,7 +258,7 @@ def test_logs_on_request_name_rank_and_group(launch: Launch, trouble: Path) -> N
 
 
 def test_horovod_without_thread_multiple_is_refused_with_the_remedy(
-    launch: Launch, trouble: Path
+    launch: "Launch", trouble: Path
 ) -> None:
     sets = ("--set", "topology.ranks_per_group=2", "--set", 'topology.gradient_averaging="horovod"')
     done = launch(
@@ -282,7 +272,7 @@ def test_horovod_without_thread_multiple_is_refused_with_the_remedy(
 
 
 def test_a_task_that_fails_to_load_on_one_rank_is_one_message_for_all(
-    launch: Launch, trouble: Path
+    launch: "Launch", trouble: Path
 ) -> None:
     done = launch(3, "run", str(trouble), cwd=trouble.parent, env={"TROUBLE": "task"})
     assert done.returncode in (1, 2)
@@ -291,7 +281,7 @@ def test_a_task_that_fails_to_load_on_one_rank_is_one_message_for_all(
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(launch: Launch, trouble: Path) -> None:
+def test_a_dry_run_says_what_would_run_and_writes_nothing(launch: "Launch", trouble: Path) -> None:
     done = launch(2, "run", str(trouble), "--dry-run", cwd=trouble.parent)
     assert done.returncode == 0, done.stderr
     assert "4 individuals of 8 parameters, 4 offspring, 2 generations" in done.stdout
@@ -302,7 +292,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(launch: Launch, troubl
     ]
 
 
-def test_the_example_outside_the_package_trains(launch: Launch, tmp_path: Path) -> None:
+def test_the_example_outside_the_package_trains(launch: "Launch", tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch(
         2, "run", "recipe.toml", "--set", "generations=2", "--output", str(run), cwd=EXAMPLE
@@ -314,7 +304,7 @@ def test_the_example_outside_the_package_trains(launch: Launch, tmp_path: Path) 
 @pytest.mark.skipif(not HAS_FASHION, reason="needs Debian's package dataset-fashion-mnist")
 @pytest.mark.parametrize("averaging", ["horovod", "torch", "mpi"])
 def test_two_groups_of_two_ranks_train_on_real_images(
-    launch: Launch, tmp_path: Path, averaging: str
+    launch: "Launch", tmp_path: Path, averaging: str
 ) -> None:
     run = tmp_path / "run"
     sets = {

@@ -16,7 +16,8 @@ JOB_VARIABLES = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 class FolderLock:
     """The lock of a run's folder; only rank 0 takes it.
 
-    A POSIX lock on a file that is there as long as the lock is held, or until its process died.
+    A POSIX lock on a file that is there as long as the lock is held, or its process died. The
+    process that holds it must not open the file again: closing it would give the lock away.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,13 +56,19 @@ class FolderLock:
                 f"--output {self._folder} is in use by another run ({holder}); wait for it or end"
                 " it, or name another --output"
             ) from None
-        if not os.path.exists(self._path):  # its last holder removed it between our two steps
+        if not self._is_in_folder(self._file):  # its last holder removed it between our two steps
             os.close(self._file)
             return self.acquire()
         job = next((f", job {os.environ[n]}" for n in JOB_VARIABLES if n in os.environ), "")
         os.truncate(self._file, 0)
         os.write(self._file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode())
         return []
+
+    def _is_in_folder(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let go of the lock, if it was taken, and of the folder, if nothing was written to it."""
