@@ -226,9 +226,8 @@ class Learner:
                 norm.train()
             with torch.no_grad():
                 for batch in fetch(self._training, [i for i, _ in shards], self._device):
-                    self._task.score(
-                        self._model, batch
-                    )  # unlike the loss, free of hyper-parameters
+                    # Not the loss, in which the last individual's hyper-parameters may act.
+                    self._task.score(self._model, batch)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
