@@ -64,7 +64,7 @@ def main() -> None:
             esgd = [sys.executable, "-m", "esgd_hpc"]
             command = ["mpiexec", "-n", str(ranks), *esgd, "run", "fashion", *sets]
             ours.append(seconds_of([[*command, "--output", folder]]))
-            history = open_checkpoint(find_generation(Path(folder))).history
+            history = open_checkpoint(find_generation(Path(folder))).history.rows
             for phase in ("sgd", "evolution", "checkpoint"):
                 total = sum(row.seconds.get(phase, 0.0) for row in history)
                 phases.setdefault(phase, []).append(total)

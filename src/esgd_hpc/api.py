@@ -4,13 +4,8 @@
 """
 
 import os
-import platform
-import shlex
-import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +17,9 @@ from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import write_checkpoint
 from esgd_hpc.config import Drawn, Recipe, recipe_data
-from esgd_hpc.driver import Setting, evolve, generation_row
+from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
+from esgd_hpc.history import GenerationRow, History, generation_row
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
 from esgd_hpc.parallel import averaging
@@ -31,8 +27,9 @@ from esgd_hpc.parallel.agreement import closed_together, on_root, together
 from esgd_hpc.parallel.averaging import Averaging
 from esgd_hpc.parallel.exchange import send_to_all
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import GenerationRow, Individual, Population, Weights
+from esgd_hpc.population import Individual, Population, Weights
 from esgd_hpc.progress import Progress, Silent
+from esgd_hpc.provenance import provenance
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
 from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
 from esgd_hpc.tasks import load_task
@@ -225,9 +222,9 @@ def _train(
     should_stop: Callable[[], bool],
 ) -> RunResult:
     topology, learner = ready.topology, ready.learner
-    provenance = _provenance()
+    made_by = on_root(topology.world, "looking for what made the run", provenance)
 
-    def save(population: Population, history: list[GenerationRow]) -> None:
+    def save(population: Population, history: History) -> None:
         if folder is not None:
             write_checkpoint(
                 folder,
@@ -237,18 +234,22 @@ def _train(
                 history,
                 topology,
                 keep=recipe.checkpoint.keep,
-                provenance=provenance,
+                provenance=made_by,
             )
 
-    def report(population: Population, history: list[GenerationRow]) -> None:
-        progress.generation(recipe, population, history)
+    def report(population: Population, history: History) -> None:
+        progress.generation(recipe, population, history.rows)
 
     anchor = read_anchor(recipe, topology, learner)
     if ready.found.path is not None:
         population, history = restore(ready.found.path, topology, learner.layout)
     else:
         population = initialize(recipe, topology, learner)
-        history = [generation_row(population, None, recipe, {})]
+        diversity = measure_diversity(population, topology, learner.layout)
+        history = History(rows=[generation_row(population, None, recipe, {}, diversity=diversity)])
+        if topology.world.rank == 0:
+            uids = {i.uid for i in population.individuals}
+            history.remember([], [], [], uids, population)
         save(population, history)
         report(population, history)
     setting = Setting(
@@ -266,18 +267,25 @@ def _train(
     return RunResult(
         finished=finished,
         population=population,
-        history=history,
+        history=history.rows,
         best=best,
         best_weights=send_to_all(
             topology.world,
-            population.weights.get(best.uid),
-            population.owner[best.uid] * topology.ranks_per_group,
+            *_holder_of_best(population, topology),
             learner.layout.size,
         ),
         layout=learner.layout,
         task=ready.task,
         output=folder,
     )
+
+
+def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights | None, int]:
+    """Return the weights of the best, None where this rank has none, and the rank that has them."""
+    if population.champion is not None:
+        return population.champion_weights, 0
+    uid = population.best().uid
+    return population.weights.get(uid), population.owner[uid] * topology.ranks_per_group
 
 
 # What is known of the run -------------------------------------------------------------------------
@@ -314,20 +322,3 @@ def _headline(
         f" {groups}{how if topology.ranks_per_group > 1 else ' of 1 rank'}"
         f" on {device.type}"
     )
-
-
-def _provenance() -> dict[str, str]:
-    """Return what made the run, for its files."""
-    return {
-        "command": shlex.join(sys.argv),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("esgd-hpc", "torch", "numpy", "mpi4py", "h5py")},
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"

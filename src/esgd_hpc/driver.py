@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
-import numpy as np
 
 from esgd_hpc.config import Drawn, Recipe
+from esgd_hpc.diversity import mean_distances, sketch
 from esgd_hpc.errors import RunError
-from esgd_hpc.evolution.operators import elite_average
 from esgd_hpc.evolution.step import Anchor, evolution_step
+from esgd_hpc.history import OPTIMIZERS, GenerationRow, History, generation_row, optimizer_of
+from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import GenerationRow, Individual, Population
+from esgd_hpc.population import Individual, Population
 from esgd_hpc.sgd.step import sgd_step
 
 
@@ -25,15 +26,15 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     topology: Topology
     learner: Learner
     anchor: Anchor | None
-    save: Callable[[Population, list[GenerationRow]], None]
+    save: Callable[[Population, History], None]
     """Writes a checkpoint; collective over the world."""
-    report: Callable[[Population, list[GenerationRow]], None]
+    report: Callable[[Population, History], None]
     """Shows a finished generation on rank 0."""
     should_stop: Callable[[], bool]
     """Whether this rank was asked to stop."""
 
 
-def evolve(population: Population, history: list[GenerationRow], setting: Setting) -> bool:
+def evolve(population: Population, history: History, setting: Setting) -> bool:
     """Carry the population from its generation to the last one, in place.
 
     Returns whether it got there; if not, it was asked to stop and left a checkpoint.
@@ -43,17 +44,27 @@ def evolve(population: Population, history: list[GenerationRow], setting: Settin
     for k in range(population.generation + 1, recipe.last_generation + 1):
         before = population.individuals
         seconds: dict[str, float] = {}
+        offspring: list[Individual] = []
+        selected: set[int] = set()
         with _timed(seconds, "sgd"):
             sgd_step(population, k, recipe, setting.hyperparameters, topology, setting.learner)
+        trained = population.individuals
         if recipe.method == "esgd" and k <= recipe.generations:
             with _timed(seconds, "evolution"):
                 for v in range(1, recipe.evolution.steps + 1):
-                    evolution_step(
+                    offspring += evolution_step(
                         population, k, v, recipe, topology, setting.learner, setting.anchor
                     )
+                    selected.update(i.uid for i in population.individuals)
         population.generation = k
-        history.append(generation_row(population, before, recipe, seconds))
-        check_theorem_1(history[-1], before, population.individuals, recipe)
+        with _timed(seconds, "diversity"):
+            diversity = measure_diversity(population, topology, setting.learner.layout)
+        best_ever = history.rows[-1].best_ever
+        row = generation_row(population, before, recipe, seconds, best_ever, diversity)
+        check_theorem_1(row, before, population.individuals, recipe)
+        history.rows.append(row)
+        if topology.world.rank == 0:
+            history.remember(before, trained, offspring, selected, population)
         last = k == recipe.last_generation
         stop = any(topology.world.allgather(setting.should_stop())) and not last
         if last or stop or k % recipe.checkpoint.every == 0:
@@ -65,33 +76,25 @@ def evolve(population: Population, history: list[GenerationRow], setting: Settin
     return True
 
 
-def generation_row(
-    population: Population,
-    before: list[Individual] | None,
-    recipe: Recipe,
-    seconds: dict[str, float],
-) -> GenerationRow:
-    """Return what the history keeps of a generation; `before` is the population before it."""
-    ranked = sorted(population.individuals, key=lambda i: (i.fitness, i.uid))
-    elite = ranked[: recipe.num_elite]
-    fitness = np.array([i.fitness for i in ranked])
-    average = elite_average(fitness, recipe.num_elite)
-    born_now = sum(i.origin == "offspring" and i.born == population.generation for i in elite)
-    best = ranked[0]
-    return GenerationRow(
-        generation=population.generation,
-        best=best.fitness,
-        elite_average=average,
-        median=float(np.median(fitness)),
-        worst=float(fitness[-1]),
-        elite_offspring_fraction=born_now / len(elite) if before is not None else 0.0,
-        best_uid=best.uid,
-        best_optimizer=best.draw.optimizer if best.draw else "",
-        best_learning_rate=best.draw.learning_rate if best.draw else 0.0,
-        theorem_1_holds=before is None
-        or average <= elite_average(np.array([i.fitness for i in before]), recipe.num_elite),
-        seconds=seconds,
-    )
+def measure_diversity(
+    population: Population, topology: Topology, layout: Layout
+) -> dict[str, float]:
+    """Return the mean distance of individuals, see `diversity.mean_distances`, on every rank.
+
+    Collective over the world.
+    """
+    world = topology.world
+    parts = world.gather({uid: sketch(w, layout) for uid, w in population.weights.items()})
+    found: dict[str, float] = {}
+    if parts is not None:
+        sketches = {uid: s for part in parts for uid, s in part.items()}
+        by_optimizer = {
+            name: [i.uid for i in population.individuals if optimizer_of(i) == name]
+            for name in OPTIMIZERS
+        }
+        found = mean_distances(sketches, by_optimizer)
+    result: dict[str, float] = world.bcast(found)
+    return result
 
 
 def check_theorem_1(

@@ -5,6 +5,7 @@ on the leader of the group that owns it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -67,6 +68,11 @@ NOT_FINITE = "the loss is not finite"
 """The failure of an individual that raised nothing."""
 
 
+def fittest(individuals: Sequence[Individual]) -> Individual:
+    """Return the fittest individual; of equals the one with the lowest uid."""
+    return min(individuals, key=lambda individual: (individual.fitness, individual.uid))
+
+
 def finite_fitness(value: float) -> float:
     """Return the value as a fitness: NaN and infinities of either sign count as +inf."""
     return value if math.isfinite(value) else math.inf
@@ -82,11 +88,18 @@ class Population(msgspec.Struct, kw_only=True):
     """uid to group number; the same on every rank."""
     next_uid: int
     weights: dict[int, Weights]
-    """uid to flat vector: on a leader those that its group owns, empty elsewhere."""
+    """uid to flat vector: on a leader those that its group owns, empty elsewhere.
+
+    A vector is never changed once it is here: a checkpoint may still be writing it.
+    """
+    champion: Individual | None = None
+    """The fittest state ever seen, if no longer in the population; the same on every rank."""
+    champion_weights: Weights | None = None
+    """The champion's flat vector, on rank 0 alone."""
 
     def best(self) -> Individual:
-        """Return the fittest individual; of equals the one with the lowest uid."""
-        return min(self.individuals, key=lambda individual: (individual.fitness, individual.uid))
+        """Return the fittest ever seen: the champion, or the fittest individual."""
+        return self.champion or fittest(self.individuals)
 
     def owned_by(self, group: int) -> list[Individual]:
         """Return the individuals of one group in uid order."""
@@ -99,24 +112,3 @@ class Transfer(msgspec.Struct, frozen=True):
     uid: int
     source: int
     target: int
-
-
-class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the history keeps of one generation; generation 0 is the initial population."""
-
-    generation: int
-    best: float
-    elite_average: float
-    """m-elitist average fitness (Definition 1)."""
-    median: float
-    worst: float
-    elite_offspring_fraction: float
-    """Share of the m-elite that are children of this generation (Figure 2)."""
-    best_uid: int
-    best_optimizer: str
-    """"sgd" or "adam" of its last SGD step, empty before the first."""
-    best_learning_rate: float
-    theorem_1_holds: bool
-    """Whether `elite_average` did not rise against the generation before."""
-    seconds: dict[str, float]
-    """Wall time by phase: sgd, evolution, checkpoint (not yet known in the file it is about)."""

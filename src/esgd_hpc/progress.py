@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TextIO
 
 from esgd_hpc.config import Recipe
-from esgd_hpc.population import GenerationRow, Population
+from esgd_hpc.history import GenerationRow
+from esgd_hpc.population import Population
 
 PHASES = ("sgd", "evolution", "checkpoint")
 

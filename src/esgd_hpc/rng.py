@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     MUTATION = 8
     SURVIVORS = 9
     RECALIBRATION = 10
+    SKETCH = 11
 
 
 def key(seed: int, generation: int, step: int, uid: int, purpose: Purpose, lane: int = 0) -> int:

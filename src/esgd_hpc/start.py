@@ -11,17 +11,19 @@ import numpy as np
 from esgd_hpc import rng
 from esgd_hpc.checkpoint.export import read_state_dict, vector_from
 from esgd_hpc.checkpoint.lock import refuse_file
-from esgd_hpc.checkpoint.reader import Checkpoint, newest_valid, open_checkpoint
+from esgd_hpc.checkpoint.reader import Checkpoint, open_checkpoint
+from esgd_hpc.checkpoint.verify import newest_valid
 from esgd_hpc.config import Recipe, differing_keys, recipe_data
 from esgd_hpc.errors import InputError
 from esgd_hpc.evolution.operators import mutate
 from esgd_hpc.evolution.step import Anchor
+from esgd_hpc.history import History
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root, together
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import NOT_FINITE, GenerationRow, Individual, Population, Weights
+from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
 from esgd_hpc.sgd.step import refuse_if_all_failed
 
 log = logging.getLogger(__name__)
@@ -72,12 +74,23 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
     return Found(path, notes)
 
 
-def restore(
-    path: Path, topology: Topology, layout: Layout
-) -> tuple[Population, list[GenerationRow]]:
-    """Read a checkpoint: rank 0 the records, each leader the weights that it will own."""
+def restore(path: Path, topology: Topology, layout: Layout) -> tuple[Population, History]:
+    """Read a checkpoint: rank 0 the records, each leader the weights that it will own.
+
+    Rank 0 gets the whole history, the others its rows.
+    """
     world = topology.world
-    checkpoint: Checkpoint = on_root(world, f"reading {path}", lambda: open_checkpoint(path))
+    history = History()
+
+    def read() -> Checkpoint:
+        nonlocal history
+        found = open_checkpoint(path)
+        history = found.history
+        return msgspec.structs.replace(found, history=history.only_rows())
+
+    checkpoint: Checkpoint = on_root(world, f"reading {path}", read)
+    if world.rank > 0:
+        history = checkpoint.history
     if checkpoint.layout != layout:
         raise InputError(
             f"{path}: the task's model differs from the one in the checkpoint"
@@ -91,14 +104,21 @@ def restore(
         f"reading the weights of {path}",
         lambda: checkpoint.read_weights(mine) if topology.is_leader else {},
     )
+    champion_weights = together(
+        world,
+        f"reading the weights of {path}",
+        lambda: checkpoint.best_weights() if checkpoint.champion and world.rank == 0 else None,
+    )
     population = Population(
         generation=checkpoint.generation,
         individuals=checkpoint.individuals,
         owner=owner,
         next_uid=checkpoint.next_uid,
         weights=weights,
+        champion=checkpoint.champion,
+        champion_weights=champion_weights,
     )
-    return population, checkpoint.history
+    return population, history
 
 
 def initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Population:

@@ -3,7 +3,8 @@
     RUN/
       gen_000012/            one checkpoint; published by a rename, never changed afterwards
         leader_00000.h5        weights of the individuals of group 0, one file per group
-        population.h5          records, layout, recipe, history; a view of all weights for viewers
+        champion.h5            weights of the fittest state ever seen, where the population lost it
+      population.h5          records, layout, recipe, history; a view of all weights for viewers
         COMMIT.json            sizes and CRC-32 of the others, written last
       gen_000013.tmp/        being written, or being deleted, or left by a killed job: ignored
       gen_000012.old/        what gen_000012 was before it was written again; deleted at once
@@ -26,11 +27,14 @@ import msgspec
 
 from esgd_hpc.errors import InputError, RunError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of COMMIT.json and everything that it lists."""
+READ_VERSIONS = (1, FORMAT_VERSION)
+"""1 lacks the lineage, the champion and some columns of the history."""
 
 COMMIT = "COMMIT.json"
 POPULATION = "population.h5"
+CHAMPION = "champion.h5"
 HISTORY = "history.h5"
 LATEST = "latest"
 
@@ -39,7 +43,8 @@ REPLACED_SUFFIX = ".old"
 
 _GENERATION = re.compile(r"gen_([0-9]{6,})(\.old)?")
 _TEMPORARY_GENERATION = re.compile(r"gen_[0-9]{6,}(\.old)?\.tmp")
-_LISTED = re.compile(r"population\.h5|leader_[0-9]{5,}\.h5")
+_LISTED = re.compile(r"population\.h5|champion\.h5|leader_[0-9]{5,}\.h5")
+_SEAL = re.compile(r"leader_[0-9]{5,}\.h5\.sum(\.tmp)?")
 _MAX_COMMIT_BYTES = 2**26
 _READ_BYTES = 2**22
 
@@ -57,9 +62,14 @@ def leader_name(group: int) -> str:
     return f"leader_{group:05d}.h5"
 
 
+def seal_name(name: str) -> str:
+    """Return the name of the file that says that a leader's file is written and verified."""
+    return f"{name}.sum"
+
+
 def is_our_file(name: str) -> bool:
     """Tell whether a file of this name in a generation folder is one of ours."""
-    return name == COMMIT or _LISTED.fullmatch(name) is not None
+    return name == COMMIT or any(pattern.fullmatch(name) for pattern in (_LISTED, _SEAL))
 
 
 class Generation(NamedTuple):
@@ -146,9 +156,9 @@ def read_commit(folder: Path) -> Commit:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         version = msgspec.json.decode(text, type=_Format).format
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS:
             raise InputError(
-                f"{path}: format {version}, but this esgd reads format {FORMAT_VERSION};"
+                f"{path}: format {version}, but this esgd reads formats up to {FORMAT_VERSION};"
                 " use the esgd that wrote it, or a newer one"
             )
         commit = msgspec.json.decode(text, type=Commit)
@@ -197,6 +207,22 @@ def file_sum(path: Path) -> FileSum:
             crc = zlib.crc32(piece, crc)
             size += len(piece)
     return FileSum(size, crc)
+
+
+def sum_problems(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
+    """Return which files are not as they were written; reads every byte of them."""
+    problems = []
+    for name, expected in sums.items():
+        try:
+            found = file_sum(folder / name)
+        except OSError as error:
+            problems.append(f"{name}: cannot be read: {error.strerror}")
+            continue
+        if found != expected:
+            problems.append(
+                f"{name}: damaged: CRC-32 {found.crc32:08x} instead of {expected.crc32:08x}"
+            )
+    return problems
 
 
 # To disk ------------------------------------------------------------------------------------------

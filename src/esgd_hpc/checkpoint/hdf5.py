@@ -7,7 +7,7 @@ length, also texts: HDF5 can loop for ever in a damaged heap of strings.
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,6 @@ from esgd_hpc.errors import EsgdError, InputError
 
 _VERSIONS = ("v110", "v110")
 _NEW_FILE = {"libver": _VERSIONS, "locking": False}
-
-OPTIMIZERS = ("none", "sgd", "adam")
-"""Meanings of the flags 0, 1, 2 of an optimizer column."""
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -118,9 +115,10 @@ def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     group.create_dataset(name, data=_fixed_length(*texts).reshape(len(texts)))
 
 
-def write_text_attribute(group: h5py.Group, name: str, text: str) -> None:
-    """Write one text as an attribute."""
-    group.attrs[name] = _fixed_length(text)
+def write_text_attributes(group: h5py.Group, texts: Mapping[str, str]) -> None:
+    """Write texts as attributes."""
+    for name, text in texts.items():
+        group.attrs[name] = _fixed_length(text)
 
 
 def _fixed_length(*texts: str) -> npt.NDArray[np.bytes_]:
@@ -134,9 +132,9 @@ def _fixed_length(*texts: str) -> npt.NDArray[np.bytes_]:
 
 
 def write_flags(
-    group: h5py.Group, name: str, values: Sequence[int], meanings: Sequence[str]
+    group: h5py.Group, name: str, values: npt.ArrayLike, meanings: Sequence[str]
 ) -> h5py.Dataset:
-    """Write categories as int8 with the flag attributes of the CF conventions."""
+    """Write categories as int8, of any shape, with the flag attributes of the CF conventions."""
     dataset = group.create_dataset(name, data=np.asarray(values, dtype="i1"))
     dataset.attrs["flag_values"] = np.arange(len(meanings), dtype="i1")
     dataset.attrs["flag_meanings"] = " ".join(meanings)
@@ -232,7 +230,7 @@ def _texts(group: h5py.Group, name: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def read_text_attributes(group: h5py.Group) -> dict[str, str]:
-    """Return all attributes of a group that are from `write_text_attribute`."""
+    """Return all attributes of a group that are from `write_text_attributes`."""
     return {
         name: bytes(group.attrs[name]).decode()
         for name in group.attrs

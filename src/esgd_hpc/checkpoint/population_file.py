@@ -3,6 +3,8 @@
     uid, fitness, born, group, ...   [mu]      one column per field, for viewers
     record                           [mu]      each record as JSON, lossless but for the fitness
     weights                          [mu, P]   virtual, in uid order, over the leader files
+    champion                                   record of the fittest state ever seen, JSON, where
+                                               the population lost it; weights in champion.h5
     layout, recipe                             JSON
     history/                                   as in history.h5
     provenance                                 attributes: versions, hosts, command line
@@ -22,10 +24,12 @@ import msgspec
 import numpy as np
 
 from esgd_hpc.checkpoint import files, hdf5
-from esgd_hpc.checkpoint.history import read_rows, write_rows
+from esgd_hpc.checkpoint.history_file import read_history, write_history
+from esgd_hpc.checkpoint.tables import padded, parent_scale
 from esgd_hpc.errors import InputError
+from esgd_hpc.history import OPTIMIZERS, History, optimizer_of
 from esgd_hpc.layout import Entry, Layout
-from esgd_hpc.population import ORIGINS, GenerationRow, Individual
+from esgd_hpc.population import ORIGINS, Individual, fittest
 
 _BUFFER_TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -46,13 +50,19 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout
     recipe: dict[str, Any]
     """As from `config.recipe_data`."""
-    history: list[GenerationRow]
+    history: History
+    champion: Individual | None = None
+    """The fittest state ever seen, where it is no longer in the population."""
     ranks: int
     """World size of the run that wrote it."""
     ranks_per_group: int
     groups: int
     provenance: dict[str, str]
     """Versions, hosts, command line: for people."""
+
+    def best(self) -> Individual:
+        """Return the fittest ever seen: the champion, or the fittest individual."""
+        return self.champion or fittest(self.individuals)
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -68,10 +78,11 @@ def write_population_file(path: Path, contents: Contents) -> None:
         _write_view(file, contents)
         hdf5.write_text(file, "layout", msgspec.json.encode(contents.layout).decode())
         hdf5.write_text(file, "recipe", json.dumps(contents.recipe))
-        write_rows(file.create_group("history"), contents.history)
-        provenance = file.create_group("provenance")
-        for name, text in contents.provenance.items():
-            hdf5.write_text_attribute(provenance, name, text)
+        if contents.champion is not None:
+            text = json.dumps(msgspec.to_builtins(contents.champion))
+            hdf5.write_text(file, "champion", text)
+        write_history(file.create_group("history"), contents.history)
+        hdf5.write_text_attributes(file.create_group("provenance"), contents.provenance)
 
 
 def _write_columns(file: h5py.File, contents: Contents) -> None:
@@ -85,8 +96,8 @@ def _write_columns(file: h5py.File, contents: Contents) -> None:
     column("fitness", "<f8", [i.fitness for i in individuals])
     column("born", "<i8", [i.born for i in individuals])
     column("group", "<i8", [contents.owner[i.uid] for i in individuals])
-    width = max([1, *(len(i.parents) for i in individuals)])
-    column("parents", "<i8", [[*i.parents, *[-1] * (width - len(i.parents))] for i in individuals])
+    parents = padded([i.parents for i in individuals])
+    column("parents", "<i8", parents)
     column("noise_seed", "S39", [i.noise_seed for i in individuals])
     column("sigma", "<f8", [i.sigma for i in individuals])
     column("epochs", "<i8", [i.epochs for i in individuals])
@@ -94,17 +105,13 @@ def _write_columns(file: h5py.File, contents: Contents) -> None:
     column("seconds", "<f8", [i.seconds for i in individuals])
     rates = [i.draw.learning_rate if i.draw else math.nan for i in individuals]
     column("learning_rate", "<f8", rates)
-    optimizers = [i.draw.optimizer if i.draw else "none" for i in individuals]
-    hdf5.write_flags(
-        file, "optimizer", [hdf5.OPTIMIZERS.index(o) for o in optimizers], hdf5.OPTIMIZERS
-    )
+    optimizers = [OPTIMIZERS.index(optimizer_of(i)) for i in individuals]
+    hdf5.write_flags(file, "optimizer", optimizers, OPTIMIZERS)
     hdf5.write_flags(file, "origin", [ORIGINS.index(i.origin) for i in individuals], ORIGINS)
     for name in file:
         if name != "uid":
             file[name].dims[0].attach_scale(uid)
-    place = file.create_dataset("parent_number", data=np.arange(width, dtype="<i8"))
-    place.make_scale("parent_number")
-    file["parents"].dims[1].attach_scale(place)
+    file["parents"].dims[1].attach_scale(parent_scale(file, parents.shape[1]))
     hdf5.write_texts(file, "record", [_record_text(i) for i in individuals])
 
 
@@ -143,6 +150,7 @@ def read_population_file(path: Path) -> Contents:
         fitness = hdf5.read_array(file, "fitness", "<f8", shape).tolist()
         owners = hdf5.read_array(file, "group", "<i8", shape).tolist()
         records = hdf5.read_texts(file, "record", len(uids))
+        champion = hdf5.read_text(file, "champion") if "champion" in file else None
         contents = Contents(
             generation=hdf5.read_number(file, "generation"),
             individuals=list(map(_individual, records, fitness)),
@@ -150,7 +158,10 @@ def read_population_file(path: Path) -> Contents:
             next_uid=hdf5.read_number(file, "next_uid"),
             layout=msgspec.json.decode(hdf5.read_text(file, "layout"), type=Layout),
             recipe=msgspec.convert(json.loads(hdf5.read_text(file, "recipe")), dict[str, Any]),
-            history=read_rows(hdf5.read_group(file, "history")),
+            history=read_history(
+                hdf5.read_group(file, "history"), hdf5.read_number(file, "format")
+            ),
+            champion=msgspec.convert(json.loads(champion), Individual) if champion else None,
             ranks=hdf5.read_number(file, "ranks"),
             ranks_per_group=hdf5.read_number(file, "ranks_per_group"),
             groups=hdf5.read_number(file, "groups"),

@@ -1,6 +1,6 @@
-"""What a checkpoint on disk holds, and whether it is whole. Without MPI.
+"""What a checkpoint on disk holds. Without MPI.
 
-Whatever a file contains, the functions here end in an InputError or in the text of a problem.
+Whatever is wrong with a file, the functions here end in an InputError that says so.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.population_file import Contents, read_population_file
 from esgd_hpc.checkpoint.weights_file import open_weights_file
 from esgd_hpc.errors import InputError
-from esgd_hpc.population import Individual, Weights
+from esgd_hpc.population import Weights
 
 
 class Checkpoint(Contents, frozen=True, kw_only=True):
@@ -27,22 +27,30 @@ class Checkpoint(Contents, frozen=True, kw_only=True):
     path: Path
     commit: files.Commit
 
-    def best(self) -> Individual:
-        """Return the fittest individual; of equals the one with the lowest uid."""
-        return min(self.individuals, key=lambda individual: (individual.fitness, individual.uid))
-
     def read_weights(self, uids: Iterable[int]) -> dict[int, Weights]:
         """Return uid to flat vector, shape [P] each.
 
         Raises InputError for a uid that is not here and for bytes that do not match their CRC-32.
         """
-        return {uid: self._read_row(uid) for uid in uids}
+        return {uid: self._assembled(self.row_pieces(uid)) for uid in uids}
+
+    def best_weights(self) -> Weights:
+        """Return the flat vector of `best()`, shape [P]."""
+        return self._assembled(self.best_pieces())
 
     def row_pieces(self, uid: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the weights of one individual in pieces, and check their CRC-32 at the end."""
         if uid not in self.owner:
             raise InputError(f"{self.path}: no individual {uid}")
-        name = files.leader_name(self.owner[uid])
+        return self._pieces(files.leader_name(self.owner[uid]), uid)
+
+    def best_pieces(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the weights of `best()` in pieces, and check their CRC-32 at the end."""
+        if self.champion is None:
+            return self.row_pieces(self.best().uid)
+        return self._pieces(files.CHAMPION, self.champion.uid)
+
+    def _pieces(self, name: str, uid: int) -> Iterator[npt.NDArray[np.float32]]:
         if name not in self.commit.files:
             raise InputError(f"{self.path / files.COMMIT}: does not list {name}")
         problems = files.size_problems(self.path, {name: self.commit.files[name]})
@@ -62,10 +70,10 @@ class Checkpoint(Contents, frozen=True, kw_only=True):
                     f" {crc:08x} instead of {weights.crcs[row]:08x})"
                 )
 
-    def _read_row(self, uid: int) -> Weights:
+    def _assembled(self, pieces: Iterable[npt.NDArray[np.float32]]) -> Weights:
         vector = np.empty(self.layout.size, dtype=np.float32)
         filled = 0
-        for piece in self.row_pieces(uid):
+        for piece in pieces:
             vector[filled : filled + len(piece)] = piece
             filled += len(piece)
         return vector
@@ -112,104 +120,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = find_generation(path)
     commit = files.read_commit(folder)
     sums = {files.POPULATION: commit.files[files.POPULATION]}
-    problems = files.size_problems(folder, sums) or _sum_problems(folder, sums)
+    problems = files.size_problems(folder, sums) or files.sum_problems(folder, sums)
     if problems:
         raise InputError(f"{folder}: damaged: {problems[0]}")
     contents = read_population_file(folder / files.POPULATION)
     if contents.generation != commit.generation:
-        raise InputError(_two_generations(folder, commit, contents))
+        raise InputError(two_generations(folder, commit, contents))
     return Checkpoint(path=folder, commit=commit, **_fields(contents))
 
 
-def _fields(contents: Contents) -> dict[str, Any]:
-    return {name: getattr(contents, name) for name in contents.__struct_fields__}
-
-
-# Verifying ----------------------------------------------------------------------------------------
-
-
-def verify_checkpoint(path: Path) -> list[str]:
-    """Read every byte of a generation folder and return what is wrong, nothing if all is right."""
-    try:
-        commit = files.read_commit(path)
-    except InputError as error:
-        return [str(error)]
-    problems = files.size_problems(path, commit.files)
-    readable = {n: s for n, s in commit.files.items() if not files.size_problems(path, {n: s})}
-    damaged = {n: found for n, s in readable.items() if (found := _sum_problems(path, {n: s}))}
-    problems += [problem for found in damaged.values() for problem in found]
-    if files.POPULATION in damaged or files.POPULATION not in readable:
-        return problems
-    try:
-        contents = read_population_file(path / files.POPULATION)
-    except InputError as error:
-        return [*problems, str(error)]
-    if contents.generation != commit.generation:
-        problems.append(_two_generations(path, commit, contents))
-    expected = {files.leader_name(group) for group in range(contents.groups)}
-    listed = commit.files.keys() - {files.POPULATION}
-    problems += [f"{files.COMMIT} does not list {name}" for name in sorted(expected - listed)]
-    problems += [f"{files.COMMIT} lists {name}, of no group" for name in sorted(listed - expected)]
-    for group in range(contents.groups):
-        name = files.leader_name(group)
-        if name in readable:
-            problems += _weights_problems(path / name, contents, group, name in damaged)
-    return problems
-
-
-def _sum_problems(folder: Path, sums: dict[str, files.FileSum]) -> list[str]:
-    problems = []
-    for name, expected in sums.items():
-        try:
-            found = files.file_sum(folder / name)
-        except OSError as error:
-            problems.append(f"{name}: cannot be read: {error.strerror}")
-            continue
-        if found != expected:
-            problems.append(
-                f"{name}: damaged: CRC-32 {found.crc32:08x} instead of {expected.crc32:08x}"
-            )
-    return problems
-
-
-def _weights_problems(path: Path, contents: Contents, group: int, damaged: bool) -> list[str]:
-    """Return what is wrong inside a leader file; reads its rows only where it is damaged."""
-    expected = [i.uid for i in contents.individuals if contents.owner[i.uid] == group]
-    try:
-        with open_weights_file(path, contents.layout.size) as weights:
-            if weights.uids != expected:
-                return [f"{path.name}: holds other individuals than {files.POPULATION} says"]
-            rows = weights.damaged() if damaged else []
-    except InputError as error:
-        return [str(error)]
-    return [f"{path.name}: the weights of individual {uid} are damaged" for uid in rows]
-
-
-def _two_generations(path: Path, commit: files.Commit, contents: Contents) -> str:
+def two_generations(path: Path, commit: files.Commit, contents: Contents) -> str:
+    """Return what is wrong where two files of a checkpoint are of different generations."""
     return (
         f"{path}: {files.COMMIT} says generation {commit.generation},"
         f" {files.POPULATION} says {contents.generation}"
     )
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest generation that verifies, and what was skipped and why.
-
-    `folder` is a run's or one generation's. Every byte of what is looked at is read. Leftovers of
-    killed jobs are not looked at.
-    """
-    if files.is_generation_folder(folder):
-        candidates = [folder]
-    else:
-        candidates = [generation.path for generation in files.generations(folder)]
-    notes: list[str] = []
-    for path in candidates:
-        problems = verify_checkpoint(path)
-        if not problems:
-            return path, notes
-        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        notes.append(f"{path.name} is skipped: {problems[0]}{more}")
-    return None, notes
+def _fields(contents: Contents) -> dict[str, Any]:
+    return {name: getattr(contents, name) for name in contents.__struct_fields__}
 
 
 # Comparing ----------------------------------------------------------------------------------------
@@ -229,9 +158,9 @@ def population_digest(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(checkpoint: Checkpoint, uid: int) -> str:
+def weights_digest(pieces: Iterable[npt.NDArray[np.float32]]) -> str:
     """Return the SHA-256, in hex, of the weight bytes of one individual."""
     digest = hashlib.sha256()
-    for piece in checkpoint.row_pieces(uid):
+    for piece in pieces:
         digest.update(piece.data)
     return digest.hexdigest()

@@ -8,19 +8,21 @@
 Ranks agree after each line, so that an error on one ends the function on all.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esgd_hpc.checkpoint import files
-from esgd_hpc.checkpoint.history import write_history
+from esgd_hpc.checkpoint.history_file import write_history_file
 from esgd_hpc.checkpoint.population_file import Contents, write_population_file
 from esgd_hpc.checkpoint.weights_file import write_weights_file
 from esgd_hpc.config import Recipe, recipe_data
 from esgd_hpc.errors import EsgdError, RunError
+from esgd_hpc.history import History
 from esgd_hpc.layout import Layout
 from esgd_hpc.parallel.agreement import on_root, together
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import GenerationRow, Population
+from esgd_hpc.population import Population
 
 Sums = dict[str, files.FileSum]
 
@@ -30,7 +32,7 @@ def write_checkpoint(
     population: Population,
     layout: Layout,
     recipe: Recipe,
-    history: Sequence[GenerationRow],
+    history: History,
     topology: Topology,
     *,
     keep: int,
@@ -49,7 +51,8 @@ def write_checkpoint(
         next_uid=population.next_uid,
         layout=layout,
         recipe=recipe_data(recipe),
-        history=list(history),
+        history=history.copy(),
+        champion=population.champion,
         ranks=world.size,
         ranks_per_group=topology.ranks_per_group,
         groups=topology.num_groups,
@@ -71,7 +74,7 @@ def write_checkpoint(
     except EsgdError:
         on_root(world, doing, lambda: _discard(working))
         raise
-    on_root(world, doing, lambda: write_history(folder / files.HISTORY, contents.history))
+    on_root(world, doing, lambda: _write_history(folder, contents))
     on_root(
         world,
         f"deleting old checkpoints in {folder}",
@@ -108,7 +111,12 @@ def _write_weights(
     group = topology.group_number
     weights = {i.uid: population.weights[i.uid] for i in population.owned_by(group)}
     name = files.leader_name(group)
-    return {name: write_weights_file(working / name, weights, layout.size)}
+    sums = {name: write_weights_file(working / name, weights, layout.size)}
+    if population.champion is not None and population.champion_weights is not None:
+        champion = {population.champion.uid: population.champion_weights}
+        path = working / files.CHAMPION
+        sums[files.CHAMPION] = write_weights_file(path, champion, layout.size)
+    return sums
 
 
 def _commit(working: Path, contents: Contents, gathered: Sequence[Sums]) -> None:
@@ -145,6 +153,16 @@ def _publish(working: Path, final: Path) -> None:
         raise
     files.fsync_folder(final.parent)
     files.point_latest(final.parent, final.name)
+
+
+def _write_history(folder: Path, contents: Contents) -> None:
+    """Write history.h5 beside the generations. On rank 0."""
+    write_history_file(
+        folder / files.HISTORY,
+        contents.history,
+        json.dumps(contents.recipe),
+        contents.provenance,
+    )
 
 
 def _discard(working: Path) -> None:

@@ -19,29 +19,30 @@ def execute(arguments: argparse.Namespace) -> int:
     if output.suffix not in ENDINGS:
         raise InputError(f"--output {output}: the name must end in {' or '.join(ENDINGS)}")
     checkpoint = open_checkpoint(find_generation(Path(arguments.run), arguments.generation))
-    uid = _uid(arguments.individual, checkpoint.best().uid, list(checkpoint.owner))
-    individual = next(i for i in checkpoint.individuals if i.uid == uid)
-    vector = checkpoint.read_weights([uid])[uid]
+    if arguments.individual == "best":
+        individual, vector = checkpoint.best(), checkpoint.best_weights()
+    else:
+        uid = _uid(arguments.individual, list(checkpoint.owner))
+        individual = next(i for i in checkpoint.individuals if i.uid == uid)
+        vector = checkpoint.read_weights([uid])[uid]
     described = {
-        "uid": str(uid),
+        "uid": str(individual.uid),
         "fitness": repr(individual.fitness),
         "generation": str(checkpoint.generation),
         "task": str(checkpoint.recipe.get("task", "")),
         "method": str(checkpoint.recipe.get("method", "")),
         "esgd_version": _version(),
-        "weights_sha256": weights_digest(checkpoint, uid),
+        "weights_sha256": weights_digest([vector]),
     }
     write_state_dict(output, state_dict_arrays(checkpoint.layout, vector), described)
     print(
-        f"{output}: individual {uid} of generation {checkpoint.generation},"
+        f"{output}: individual {individual.uid} of generation {checkpoint.generation},"
         f" fitness {individual.fitness:.6g}"
     )
     return 0
 
 
-def _uid(asked: str, best: int, present: list[int]) -> int:
-    if asked == "best":
-        return best
+def _uid(asked: str, present: list[int]) -> int:
     if not asked.isdecimal() or int(asked) not in present:
         raise InputError(
             f"--individual {asked}: not in this generation; `best`, or one of"

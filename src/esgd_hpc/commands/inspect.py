@@ -61,9 +61,10 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         },
         "population": [_member(individual) for individual in checkpoint.individuals],
         "history": {
-            name: [getattr(row, name) for row in checkpoint.history] for name in HISTORY_COLUMNS
+            name: [getattr(row, name) for row in checkpoint.history.rows]
+            for name in HISTORY_COLUMNS
         },
-        "theorem_1_holds": all(row.theorem_1_holds for row in checkpoint.history),
+        "theorem_1_holds": all(row.theorem_1_holds for row in checkpoint.history.rows),
     }
     finite: dict[str, Any] = _finite(described)
     return finite
@@ -147,7 +148,7 @@ def _history_lines(checkpoint: "Checkpoint") -> list[str]:
             f"{row.elite_offspring_fraction:.0%}",
             f"{sum(row.seconds.values()):.1f}",
         )
-        for row in checkpoint.history
+        for row in checkpoint.history.rows
     ]
     titles = ("generation", "best", "elite average", "median", "worst", "children", "seconds")
     earlier = [f"the {len(rows) - SHOWN} generations before: --json"] if rows[SHOWN:] else []
@@ -175,7 +176,7 @@ def _population_lines(checkpoint: "Checkpoint") -> list[str]:
 
 
 def _theorem_text(checkpoint: "Checkpoint") -> str:
-    rose = [str(row.generation) for row in checkpoint.history if not row.theorem_1_holds]
+    rose = [str(row.generation) for row in checkpoint.history.rows if not row.theorem_1_holds]
     if not rose:
         return "holds: the m-elitist average fitness never rose"
     return f"the m-elitist average fitness rose in generation {', '.join(rose[:SHOWN])}"

@@ -26,8 +26,8 @@ def execute(arguments: argparse.Namespace) -> int:
 def _report(run: Path) -> dict[str, Any]:
     """Return {run, ok, generations [{folder, ok, problems}], problems, notes}."""
     from esgd_hpc.checkpoint import files
-    from esgd_hpc.checkpoint.history import read_history
-    from esgd_hpc.checkpoint.reader import verify_checkpoint
+    from esgd_hpc.checkpoint.history_file import read_history_file
+    from esgd_hpc.checkpoint.verify import verify_checkpoint
 
     if not os.path.isdir(run):
         raise InputError(f"{run}: no such folder")
@@ -43,7 +43,7 @@ def _report(run: Path) -> dict[str, Any]:
     if not single:
         if (run / files.HISTORY).exists():
             try:
-                read_history(run / files.HISTORY)
+                read_history_file(run / files.HISTORY)
             except InputError as error:
                 problems.append(str(error))
         latest = run / files.LATEST

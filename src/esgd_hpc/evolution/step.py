@@ -27,7 +27,7 @@ from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
 from esgd_hpc.parallel.exchange import exchange, gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
+from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights, fittest
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ def evolution_step(
     topology: Topology,
     learner: Learner,
     anchor: Anchor | None,
-) -> None:
+) -> list[Individual]:
     """Replace the population by the m-elite of parents and offspring and a random rest.
 
-    In place and collective over the world. `step` is v, from 1. Raises RunError where no
-    individual can be a parent.
+    In place and collective over the world. `step` is v, from 1. Returns all children, with their
+    fitness. Raises RunError where no individual can be a parent.
     """
     world, groups = topology.world, topology.num_groups
     # The anchor has no owner: its weights are at hand on every leader.
@@ -127,6 +127,12 @@ def evolution_step(
     population.individuals = selected.individuals
     population.owner = selected.owner
     population.next_uid += recipe.population.offspring + 1  # one for the copy of an anchor
+    if (
+        population.champion
+        and fittest(population.individuals).fitness <= population.champion.fitness
+    ):
+        population.champion = population.champion_weights = None
+    return offspring
 
 
 class _Maker:
