@@ -1,9 +1,9 @@
 """How far the individuals of a population are from one another, by a sketch of their weights.
 
 A sketch is a random projection to a few places, the same for all individuals, that keeps Euclidean
-distances: the weights, each with a random sign, are added up place by place (a count sketch: Charikar,
-Chen, Farach-Colton, "Finding frequent items in data streams", 2002, with rows of the vector as
-blocks). The square of a distance has a relative standard error of about sqrt(2 / PLACES), 4 %.
+distances: the weights, each with a random sign, are added up block by block (the count sketch of
+Charikar, Chen and Farach-Colton, "Finding frequent items in data streams", 2002). The square of a
+distance has a relative standard error of about sqrt(2 / PLACES), 4 %.
 """
 
 from collections.abc import Mapping

@@ -88,7 +88,7 @@ def measure_diversity(
     found: dict[str, float] = {}
     if parts is not None:
         sketches = {uid: s for part in parts for uid, s in part.items()}
-        by_optimizer = {
+        by_optimizer: dict[str, list[int]] = {
             name: [i.uid for i in population.individuals if optimizer_of(i) == name]
             for name in OPTIMIZERS
         }

@@ -1,4 +1,4 @@
-"""What a run remembers of each generation: its numbers, its individuals, their SGD steps, its children.
+"""What a run remembers of each generation: numbers, individuals, SGD steps, children.
 
 Rows are the same on every rank. Everything else grows with mu and lambda, so rank 0 alone has it.
 """

@@ -129,9 +129,10 @@ def _write_rows(group: h5py.Group, rows: Sequence[GenerationRow]) -> list[h5py.D
     for optimizer in OPTIMIZERS:
         counts = [row.individuals_by_optimizer.get(optimizer, 0) for row in rows]
         columns.append(group.create_dataset(_INDIVIDUALS + optimizer, data=_int64(counts)))
-        columns[-1].attrs["long_name"] = f"individuals last trained by {optimizer}"
+        who = f"last trained by {optimizer}" if optimizer != "none" else "not trained yet"
+        columns[-1].attrs["long_name"] = f"individuals {who}"
         distances = [row.diversity_by_optimizer.get(optimizer, math.nan) for row in rows]
-        meaning = f"mean distance of two individuals last trained by {optimizer}"
+        meaning = f"mean distance of two individuals {who}"
         columns.append(floats(_DIVERSITY + optimizer, distances, meaning))
     for phase in sorted({phase for row in rows for phase in row.seconds}):
         if not _PHASE.fullmatch(phase):
@@ -203,10 +204,9 @@ def _write_plots(file: h5py.File) -> None:
     _write_plot(plots, "fitness", "Fitness", band)
     _write_plot(plots, "offspring", "Children in the elite", ["elite_offspring_fraction"])
     _write_plot(plots, "learning_rate", "Learning rate of the best", ["best_learning_rate"])
-    trained = [optimizer for optimizer in OPTIMIZERS if optimizer != "none"]
-    diversity = ["diversity", *(_DIVERSITY + optimizer for optimizer in trained)]
+    diversity = ["diversity", *(_DIVERSITY + optimizer for optimizer in OPTIMIZERS)]
     _write_plot(plots, "diversity", "Mean distance of two individuals", diversity)
-    counts = [_INDIVIDUALS + optimizer for optimizer in trained]
+    counts = [_INDIVIDUALS + optimizer for optimizer in OPTIMIZERS]
     _write_plot(plots, "optimizers", "Individuals by optimizer", counts)
     seconds = [name for name in file if name.startswith(_SECONDS)]
     if seconds:
