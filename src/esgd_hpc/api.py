@@ -15,7 +15,7 @@ from torch import nn
 
 from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
-from esgd_hpc.checkpoint.writer import write_checkpoint
+from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import Drawn, Recipe, recipe_data
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
@@ -30,6 +30,7 @@ from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population, Weights
 from esgd_hpc.progress import Progress, Silent
 from esgd_hpc.provenance import provenance
+from esgd_hpc.saving import Saving
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
 from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
 from esgd_hpc.tasks import load_task
@@ -71,13 +72,15 @@ def run(
     resume: Resume = "auto",
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_save: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train the population that the recipe describes over the ranks of `comm`.
 
     Collective over `comm`, with the same arguments on every rank. `task` replaces the recipe's;
     `output` is the folder of the checkpoints, none are written without it; a run already there goes
-    on from its newest complete generation unless `resume` says otherwise. `should_stop` is asked
-    after each generation; True on any rank ends the run at a checkpoint.
+    on from its newest complete generation unless `resume` says otherwise. `should_stop` and
+    `should_save` are asked after each generation; True on any rank ends the run at a checkpoint, or
+    makes one more.
 
     Raises InputError and RunError on every rank together. Any other exception is raised on its
     rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
@@ -94,7 +97,7 @@ def run(
             for note in ready.found.notes:
                 progress.note(note)
             progress.note(ready.headline)
-            return _train(recipe, ready, folder, progress, should_stop)
+            return _train(recipe, ready, folder, progress, should_stop, should_save)
     finally:
         if lock is not None:
             lock.release()
@@ -220,22 +223,14 @@ def _train(
     folder: Path | None,
     progress: Progress,
     should_stop: Callable[[], bool],
+    should_save: Callable[[], bool],
 ) -> RunResult:
     topology, learner = ready.topology, ready.learner
-    made_by = on_root(topology.world, "looking for what made the run", provenance)
-
-    def save(population: Population, history: History) -> None:
-        if folder is not None:
-            write_checkpoint(
-                folder,
-                population,
-                learner.layout,
-                recipe,
-                history,
-                topology,
-                keep=recipe.checkpoint.keep,
-                provenance=made_by,
-            )
+    writer = None
+    if folder is not None:
+        made_by = on_root(topology.world, "looking for what made the run", provenance)
+        writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by)
+    saving = Saving(writer, recipe.checkpoint, topology)
 
     def report(population: Population, history: History) -> None:
         progress.generation(recipe, population, history.rows)
@@ -250,7 +245,7 @@ def _train(
         if topology.world.rank == 0:
             uids = {i.uid for i in population.individuals}
             history.remember([], [], [], uids, population)
-        save(population, history)
+        saving.save(population, history, last=False, asked=True)
         report(population, history)
     setting = Setting(
         recipe=recipe,
@@ -258,11 +253,13 @@ def _train(
         topology=topology,
         learner=learner,
         anchor=anchor,
-        save=save,
+        saving=saving,
         report=report,
         should_stop=should_stop,
+        should_save=should_save,
     )
-    finished = evolve(population, history, setting)
+    with closed_together(saving):
+        finished = evolve(population, history, setting)
     best = population.best()
     return RunResult(
         finished=finished,

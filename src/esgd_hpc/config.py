@@ -201,8 +201,12 @@ class TopologySettings(Table, frozen=True, kw_only=True):
 class CheckpointSettings(Table, frozen=True, kw_only=True):
     every: int = 1
     """Generations from one checkpoint to the next; the last one is always written."""
+    every_minutes: float = 0.0
+    """Minutes from one checkpoint to the next, at the end of a generation; 0: `every` counts."""
     keep: int = 2
     """Newest complete checkpoints that stay."""
+    background: bool = True
+    """Write while the next generation trains; a leader then holds its individuals up to twice."""
 
 
 class Recipe(Table, frozen=True, kw_only=True):

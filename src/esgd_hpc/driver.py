@@ -15,6 +15,7 @@ from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population
+from esgd_hpc.saving import Saving
 from esgd_hpc.sgd.step import sgd_step
 
 
@@ -26,12 +27,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     topology: Topology
     learner: Learner
     anchor: Anchor | None
-    save: Callable[[Population, History], None]
-    """Writes a checkpoint; collective over the world."""
+    saving: Saving
     report: Callable[[Population, History], None]
     """Shows a finished generation on rank 0."""
     should_stop: Callable[[], bool]
     """Whether this rank was asked to stop."""
+    should_save: Callable[[], bool]
+    """Whether this rank was asked for a checkpoint since it was last asked."""
 
 
 def evolve(population: Population, history: History, setting: Setting) -> bool:
@@ -66,10 +68,11 @@ def evolve(population: Population, history: History, setting: Setting) -> bool:
         if topology.world.rank == 0:
             history.remember(before, trained, offspring, selected, population)
         last = k == recipe.last_generation
-        stop = any(topology.world.allgather(setting.should_stop())) and not last
-        if last or stop or k % recipe.checkpoint.every == 0:
-            with _timed(seconds, "checkpoint"):
-                setting.save(population, history)
+        asked = topology.world.allgather((setting.should_stop(), setting.should_save()))
+        stop = any(stop for stop, _ in asked) and not last
+        with _timed(seconds, "checkpoint"):
+            save = any(save for _, save in asked)
+            setting.saving.save(population, history, last=last or stop, asked=save)
         setting.report(population, history)
         if stop:
             return False

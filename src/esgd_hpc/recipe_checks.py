@@ -40,6 +40,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "topology.ranks_per_group": (1, 2**31),
     "topology.threads_per_rank": (1, 4096),
     "checkpoint.every": (1, 10**6),
+    "checkpoint.every_minutes": (0.0, math.inf),
     "checkpoint.keep": (1, 10**6),
 }
 

@@ -10,25 +10,20 @@ import pytest
 from mpi4py import MPI
 
 from esgd_hpc.checkpoint import files
-from esgd_hpc.checkpoint.reader import (
-    newest_valid,
-    open_checkpoint,
-    population_digest,
-    verify_checkpoint,
-)
-from esgd_hpc.checkpoint.writer import write_checkpoint
+from esgd_hpc.checkpoint.reader import open_checkpoint, population_digest
+from esgd_hpc.checkpoint.verify import newest_valid, verify_checkpoint
 from esgd_hpc.errors import RunError
+from esgd_hpc.history import History
 from esgd_hpc.layout import Layout
 from esgd_hpc.parallel.topology import Topology
 from unit.test_checkpoint import (
-    PROVENANCE,
     expected_digest,
+    make_history,
     make_layout,
     make_population,
-    make_recipe,
-    make_rows,
     make_weights,
     names,
+    write_checkpoint,
 )
 
 WORLD = MPI.COMM_WORLD
@@ -58,11 +53,8 @@ def write(
             folder,
             population,
             layout,
-            make_recipe(),
-            make_rows(generation + 1),
+            make_history(generation + 1),
             topology,
-            keep=2,
-            provenance=PROVENANCE,
         )
     finally:
         topology.close()
@@ -139,8 +131,6 @@ def test_weights_missing_on_one_leader(folder: Path) -> None:
     if WORLD.rank == 1:
         population.weights.popitem()
     with pytest.raises(RunError, match=r"KeyError: \d+ .*rank 1\)"):
-        write_checkpoint(
-            folder, population, layout, make_recipe(), [], topology, keep=1, provenance={}
-        )
+        write_checkpoint(folder, population, layout, History(), topology)
     topology.close()
     assert names(folder) == []

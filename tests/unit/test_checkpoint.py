@@ -28,24 +28,27 @@ from esgd_hpc.checkpoint.export import (
     vector_from,
     write_state_dict,
 )
-from esgd_hpc.checkpoint.history import read_history, write_history
-from esgd_hpc.checkpoint.reader import (
-    find_generation,
-    newest_valid,
-    open_checkpoint,
-    population_digest,
-    verify_checkpoint,
-)
+from esgd_hpc.checkpoint.history_file import read_history_file, write_history_file
+from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint, population_digest
+from esgd_hpc.checkpoint.verify import newest_valid, verify_checkpoint
 from esgd_hpc.checkpoint.weights_file import CHUNK_PLACES, open_weights_file, write_weights_file
-from esgd_hpc.checkpoint.writer import write_checkpoint
+from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import Recipe, recipe_data
 from esgd_hpc.errors import InputError, RunError
+from esgd_hpc.history import (
+    Birth,
+    GenerationRow,
+    History,
+    Member,
+    Offspring,
+    RecipeChange,
+    SgdStep,
+)
 from esgd_hpc.layout import Entry, Kind, Layout
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import (
     ORIGINS,
     Draw,
-    GenerationRow,
     Individual,
     Population,
     Weights,
@@ -125,29 +128,110 @@ def make_population(
     )
 
 
+def make_history(generations: int) -> History:
+    """Return a history of individuals that come and go; its first row has no finite worst."""
+    history = History(rows=make_rows(generations))
+    for k in range(generations):
+        members = [make_individual(uid) for uid in range(3 * k, 3 * k + 4 - k % 2)]
+        history.survivors.append(
+            tuple(
+                Member(
+                    uid=i.uid,
+                    fitness=i.fitness,
+                    origin=i.origin,
+                    optimizer=i.draw.optimizer if i.draw else "none",
+                    learning_rate=i.draw.learning_rate if i.draw else np.nan,
+                )
+                for i in members
+            )
+        )
+        history.offspring.append(
+            tuple(
+                Offspring(
+                    uid=i.uid,
+                    fitness=i.fitness,
+                    parents=i.parents,
+                    sigma=i.sigma,
+                    selected=i.uid % 2 == 0,
+                )
+                for i in members[: k % 3]
+            )
+        )
+        history.births.append(
+            Birth(
+                uid=k,
+                born=k,
+                origin="offspring" if k else "initial",
+                parents=tuple(range(k % 3)),
+                noise_seed=str(2**128 - 1 - k),
+                sigma=0.01 * k,
+                fitness=np.inf if k == 1 else 1.0 / (k + 1),
+            )
+        )
+        history.steps += [
+            SgdStep(
+                generation=k,
+                uid=i.uid,
+                draw=i.draw,
+                epochs=2,
+                back_offs=k % 2,
+                fitness_before=np.inf,
+                fitness=i.fitness,
+                seconds=0.25,
+                failure=i.failure,
+            )
+            for i in members
+            if k and i.draw
+        ]
+    history.changes.append(RecipeChange(generation=1, key="sgd.epochs", old="1", new="[1, 2]"))
+    return history
+
+
 def make_rows(generations: int) -> list[GenerationRow]:
-    """Return a history whose first row has no finite worst."""
+    """Return rows whose first has no finite worst."""
     return [
         GenerationRow(
             generation=k,
             best=1.0 / (k + 1),
+            best_ever=0.5 / (k + 1),
             elite_average=2.0 / (k + 1),
+            lower_quartile=2.5 / (k + 1),
             median=3.0 / (k + 1),
+            upper_quartile=3.5 / (k + 1),
             worst=np.inf if k == 0 else 4.0,
             elite_offspring_fraction=0.25,
             best_uid=7 * k,
-            best_optimizer="sgd" if k else "",
+            best_optimizer="sgd" if k else "none",
             best_learning_rate=0.125 if k else 0.0,
             theorem_1_holds=k != 2,
-            seconds={"sgd": 1.5, "evolution": 0.25} if k else {},
+            diversity=0.5 + k,
+            diversity_by_optimizer={"sgd": 0.25} if k else {},
+            individuals_by_optimizer={"none": 1, "sgd": k, "adam": 2},
+            seconds={"evolution": 0.25, "sgd": 1.5} if k else {},
         )
         for k in range(generations)
     ]
 
 
-def make_recipe() -> Recipe:
+def make_recipe(keep: int = 2) -> Recipe:
     """Return a recipe with drawn values and options in it."""
-    return load_recipe("digits", ["task_options.hidden=8", "sgd.hyperparameters.dropout=[0, 0.5]"])
+    options = ["task_options.hidden=8", "sgd.hyperparameters.dropout=[0, 0.5]"]
+    return load_recipe("digits", [*options, f"checkpoint.keep={keep}"])
+
+
+def write_checkpoint(
+    folder: Path,
+    population: Population,
+    layout: Layout,
+    history: History,
+    topology: Topology,
+    keep: int = 2,
+    provenance: dict[str, str] = PROVENANCE,
+) -> None:
+    """Write one checkpoint and wait for it. Collective."""
+    writer = CheckpointWriter(folder, layout, make_recipe(keep), topology, provenance)
+    writer.start(population, history)
+    writer.finish()
 
 
 def write(
@@ -165,11 +249,10 @@ def write(
             folder,
             make_population(num_parents, layout, generation),
             layout,
-            make_recipe(),
-            make_rows(generation + 1),
+            make_history(generation + 1),
             topology,
-            keep=keep,
-            provenance=provenance,
+            keep,
+            provenance,
         )
     finally:
         topology.close()
@@ -204,7 +287,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert checkpoint.owner == population.owner
     assert checkpoint.next_uid == population.next_uid
     assert checkpoint.recipe == recipe_data(make_recipe())
-    assert checkpoint.history == make_rows(2)
+    assert repr(checkpoint.history) == repr(make_history(2))
     assert (checkpoint.ranks, checkpoint.ranks_per_group, checkpoint.groups) == (1, 1, 1)
     assert checkpoint.provenance == PROVENANCE
     assert checkpoint.best() == population.best()
@@ -315,9 +398,7 @@ def test_any_record_comes_back(tmp_path: Path, members: list[Individual]) -> Non
         weights={i.uid: np.zeros(0, dtype=np.float32) for i in members},
     )
     topology = Topology(MPI.COMM_SELF, 1)
-    write_checkpoint(
-        tmp_path, population, layout, make_recipe(), [], topology, keep=1, provenance={}
-    )
+    write_checkpoint(tmp_path, population, layout, History(), topology, keep=1)
     topology.close()
     assert verify_checkpoint(tmp_path / "gen_000000") == []
     assert repr(open_checkpoint(tmp_path).individuals) == repr(members)
@@ -328,14 +409,14 @@ def test_any_record_comes_back(tmp_path: Path, members: list[Individual]) -> Non
 
 def test_history_has_scales_and_plots_of_hard_links(tmp_path: Path) -> None:
     path = tmp_path / "history.h5"
-    write_history(path, make_rows(4))
-    assert read_history(path) == make_rows(4)
+    write_history_file(path, make_history(4), "{}", PROVENANCE)
+    assert repr(read_history_file(path)) == repr(make_history(4))
     assert names(tmp_path) == ["history.h5"]
     with h5py.File(path) as file:
         assert file["generation"].is_scale
         columns = [name for name in file if isinstance(file[name], h5py.Dataset)]
         assert {"best", "seconds_sgd", "best_uid", "theorem_1_holds"} <= set(columns)
-        for name in set(columns) - {"generation"}:
+        for name in set(columns) - {"generation", "survivor", "offspring", "parent", "recipe"}:
             assert file[name].dims[0][0] == file["generation"]
             assert file[name].dtype != np.float16
         assert file["theorem_1_holds"].attrs["flag_meanings"] == "false true"
@@ -354,14 +435,14 @@ def test_history_has_scales_and_plots_of_hard_links(tmp_path: Path) -> None:
 
 def test_an_empty_history_is_one_too(tmp_path: Path) -> None:
     path = tmp_path / "history.h5"
-    write_history(path, [])
-    assert read_history(path) == []
+    write_history_file(path, History(), "{}", {})
+    assert repr(read_history_file(path)) == repr(History())
 
 
 def test_a_checkpoint_replaces_the_history_of_its_run(tmp_path: Path) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
-    assert read_history(tmp_path / "history.h5") == make_rows(3)
+    assert repr(read_history_file(tmp_path / "history.h5")) == repr(make_history(3))
 
 
 def test_viewers_see_all_weights_in_uid_order(
@@ -468,8 +549,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no commit": (lambda f: (f / "COMMIT.json").unlink(), "COMMIT.json: missing"),
     "link": (link_away, "not a plain file"),
     "newer": (
-        lambda f: (f / "COMMIT.json").write_text('{"format": 2, "anything": {}}'),
-        "format 2, but this esgd reads format 1",
+        lambda f: (f / "COMMIT.json").write_text('{"format": 3, "anything": {}}'),
+        "format 3, but this esgd reads formats up to 2",
     ),
     "pipe": (pipe, "COMMIT.json: not a plain file"),
     "not JSON": (lambda f: (f / "COMMIT.json").write_bytes(b"\xff{"), "COMMIT.json: damaged"),

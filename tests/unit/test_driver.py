@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from esgd_hpc import driver
 from esgd_hpc.config import Recipe
-from esgd_hpc.driver import Setting, check_theorem_1, evolve, generation_row
+from esgd_hpc.driver import Setting, check_theorem_1, evolve
 from esgd_hpc.errors import RunError
-from esgd_hpc.population import Draw, GenerationRow, Individual, Origin, Population
+from esgd_hpc.history import GenerationRow, generation_row
+from esgd_hpc.population import Draw, Individual, Origin, Population
 from esgd_hpc.recipe_file import recipe_from
 
 INF = math.inf

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from esgd_hpc.config import Recipe
-from esgd_hpc.population import GenerationRow, Population
+from esgd_hpc.history import GenerationRow
+from esgd_hpc.population import Population
 from esgd_hpc.progress import Lines, Progress, Silent, Table, progress_for
 from esgd_hpc.recipe_file import recipe_from
 
@@ -39,8 +40,11 @@ def row(generation: int, **seconds: float) -> GenerationRow:
     return GenerationRow(
         generation=generation,
         best=0.123456789,
+        best_ever=0.123456789,
         elite_average=0.25,
+        lower_quartile=0.3,
         median=0.5,
+        upper_quartile=1.0,
         worst=2.0,
         elite_offspring_fraction=0.75,
         best_uid=7,

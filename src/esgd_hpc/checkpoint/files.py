@@ -244,6 +244,16 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         raise cannot_write(path, error) from None
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or none. Raises RunError."""
+    new = path.with_name(path.name + TEMPORARY_SUFFIX)
+    write_file(new, content)
+    try:
+        new.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def fsync_folder(folder: Path) -> None:
     """Force the names in a folder to disk, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,16 +1,28 @@
-"""How a checkpoint gets to disk so that it is complete and verified, or does not exist.
+"""How a checkpoint gets to disk beside training: complete and verified, or not at all.
 
-    rank 0    makes gen_N.tmp
-    leaders   write their weights, force them to disk, read them back
-    rank 0    writes population.h5 and COMMIT.json, renames the folder to gen_N, moves `latest`
-    rank 0    deletes what is older than the newest few
+    rank 0    makes gen_N.tmp, together with all ranks
+    leaders   in a thread each: write their weights, force them to disk, read them back, and leave
+              a seal, leader_N.h5.sum, beside them
+    rank 0    in a thread: once all seals are there, writes population.h5 and COMMIT.json, renames
+              the folder to gen_N, moves `latest`, deletes what is older than the newest few
 
-Ranks agree after each line, so that an error on one ends the function on all.
+Threads touch files only; all communication is in the methods, which every rank calls. What a thread
+meets is told by `settle` or `finish`, as one error on every rank. No vector is copied: a checkpoint
+holds those of its generation until they are written, so a leader has at most its own individuals
+twice.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.history_file import write_history_file
@@ -22,68 +34,214 @@ from esgd_hpc.history import History
 from esgd_hpc.layout import Layout
 from esgd_hpc.parallel.agreement import on_root, together
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Population
+from esgd_hpc.population import Population, Weights
+
+log = logging.getLogger(__name__)
 
 Sums = dict[str, files.FileSum]
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LOOKS = (0.01, 1.0)
+"""How often rank 0 looks for seals: at first, and once it has waited for long."""
 
 
-def write_checkpoint(
-    folder: Path,
-    population: Population,
-    layout: Layout,
-    recipe: Recipe,
-    history: History,
-    topology: Topology,
-    *,
-    keep: int,
-    provenance: Mapping[str, str],
-) -> None:
-    """Write one generation into the folder of a run and delete those beyond the `keep` newest.
+class CheckpointWriter:
+    """Writes the checkpoints of one run, at most one at a time. Methods are collective."""
 
-    Collective over the world, which must share the folder. Raises RunError on every rank where
-    the disk or the folder refuses; earlier checkpoints are then as they were.
-    """
-    world = topology.world
-    contents = Contents(
-        generation=population.generation,
-        individuals=population.individuals,
-        owner=population.owner,
-        next_uid=population.next_uid,
-        layout=layout,
-        recipe=recipe_data(recipe),
-        history=history.copy(),
-        champion=population.champion,
-        ranks=world.size,
-        ranks_per_group=topology.ranks_per_group,
-        groups=topology.num_groups,
-        provenance=dict(provenance),
-    )
-    final = folder / files.generation_name(population.generation)
-    working = final.with_name(final.name + files.TEMPORARY_SUFFIX)
-    doing = f"writing checkpoint {final}"
-    on_root(world, doing, lambda: _begin(folder, working))
-    try:
-        own = together(
-            world,
-            doing,
-            lambda: _write_weights(working, population, layout, topology),
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        recipe: Recipe,
+        topology: Topology,
+        provenance: Mapping[str, str],
+    ) -> None:
+        """Take what all checkpoints share; `folder` must be one that all ranks share."""
+        self._folder, self._layout, self._recipe = folder, layout, recipe
+        self._topology, self._provenance = topology, provenance
+        self._job: _Job | None = None
+
+    def start(self, population: Population, history: History) -> None:
+        """Begin to write one generation, and to delete those beyond the newest few.
+
+        Returns before it is written unless `checkpoint.background` is off; the one before must be
+        finished. Raises RunError where the disk or the folder refuses; earlier checkpoints are then
+        as they were.
+        """
+        assert self._job is None
+        topology = self._topology
+        contents = Contents(
+            generation=population.generation,
+            individuals=population.individuals,
+            owner=population.owner,
+            next_uid=population.next_uid,
+            layout=self._layout,
+            recipe=recipe_data(self._recipe),
+            history=history.copy(),
+            champion=population.champion,
+            ranks=topology.world.size,
+            ranks_per_group=topology.ranks_per_group,
+            groups=topology.num_groups,
+            provenance=dict(self._provenance),
         )
-        gathered = world.gather(own)
-        on_root(world, doing, lambda: _commit(working, contents, gathered or []))
-        on_root(world, doing, lambda: _publish(working, final))
-    except EsgdError:
-        on_root(world, doing, lambda: _discard(working))
-        raise
-    on_root(world, doing, lambda: _write_history(folder, contents))
-    on_root(
-        world,
-        f"deleting old checkpoints in {folder}",
-        lambda: _delete_old(folder, final, population.generation, keep),
-    )
+        final = self._folder / files.generation_name(population.generation)
+        working = final.with_name(final.name + files.TEMPORARY_SUFFIX)
+        doing = f"writing checkpoint {final}"
+        on_root(topology.world, doing, lambda: _begin(self._folder, working))
+        keep = self._recipe.checkpoint.keep
+        self._job = _Job(working, final, contents, population, topology, keep)
+        if not self._recipe.checkpoint.background:
+            self.finish()
+
+    def settle(self) -> None:
+        """Raise the RunError of a checkpoint that has failed meanwhile; do not wait for others."""
+        if self._job is None:
+            return
+        states = self._topology.world.allgather(self._job.state())
+        if "failed" in states or set(states) == {"done"}:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that was started, if any, is published; raise its RunError."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        world, doing = self._topology.world, f"writing checkpoint {job.final}"
+        try:
+            own = together(world, doing, job.own_sums)
+            gathered = world.gather(own)
+            on_root(world, doing, lambda: job.publish(gathered or []))
+        except EsgdError:
+            on_root(world, doing, job.abandon)
+            raise
+
+
+# One checkpoint -----------------------------------------------------------------------------------
+
+
+class _Job:
+    """One checkpoint on its way, as one rank sees it."""
+
+    def __init__(
+        self,
+        working: Path,
+        final: Path,
+        contents: Contents,
+        population: Population,
+        topology: Topology,
+        keep: int,
+    ) -> None:
+        self.final = final
+        self._working, self._contents, self._keep = working, contents, keep
+        self._sums: Sums = {}
+        self._complete = threading.Event()
+        self._abandoned = threading.Event()
+        self._own: Future[Sums] | None = None
+        self._published: Future[None] | None = None
+        if topology.is_leader:
+            group, weights = topology.group_number, dict(population.weights)
+            champion = population.champion_weights
+            self._own = _in_thread(lambda: self._write_weights(group, weights, champion))
+        if topology.world.rank == 0:
+            self._published = _in_thread(self._publish_when_complete)
+
+    # Called by all ranks, in their main threads.
+
+    def state(self) -> str:
+        """Return "running", "done" or "failed" for this rank's part."""
+        futures = [future for future in (self._own, self._published) if future is not None]
+        if any(future.done() and future.exception() for future in futures):
+            return "failed"
+        return "done" if all(future.done() for future in futures) else "running"
+
+    def own_sums(self) -> Sums:
+        """Wait for this rank's file and return its sum; nothing on ranks that lead no group."""
+        return self._own.result() if self._own is not None else {}
+
+    def publish(self, gathered: list[Sums]) -> None:
+        """Wait until the checkpoint is published, now that all files are written. On rank 0."""
+        for sums in gathered:
+            self._sums |= sums
+        self._complete.set()
+        assert self._published is not None
+        self._published.result()
+
+    def abandon(self) -> None:
+        """Delete what was begun, as far as the disk lets us. On rank 0."""
+        self._abandoned.set()
+        assert self._published is not None
+        self._published.exception()  # waits
+        with suppress(OSError):  # the error that led here is the one to tell
+            files.remove_generation(self._working)
+
+    # Threads.
+
+    def _write_weights(
+        self, group: int, weights: dict[int, Weights], champion: Weights | None
+    ) -> Sums:
+        """Write and verify the file of this rank's group, and the champion's on rank 0."""
+        size, owner = self._contents.layout.size, self._contents.owner
+        uids = [i.uid for i in self._contents.individuals if owner[i.uid] == group]
+        name = files.leader_name(group)
+        rows = {uid: weights.pop(uid) for uid in uids}
+        sums = {name: write_weights_file(self._working / name, rows, size)}
+        if self._contents.champion is not None and champion is not None:
+            row = {self._contents.champion.uid: champion}
+            sums[files.CHAMPION] = write_weights_file(self._working / files.CHAMPION, row, size)
+        files.write_whole(self._working / files.seal_name(name), msgspec.json.encode(sums))
+        return sums
+
+    def _publish_when_complete(self) -> None:
+        names = {files.leader_name(group) for group in range(self._contents.groups)}
+        pause, longest = _SECONDS_BETWEEN_LOOKS
+        found: Sums = {}
+        while not self._complete.wait(pause):
+            if self._abandoned.is_set():
+                return
+            found |= _seals(self._working, names - found.keys())
+            if found.keys() >= names:
+                break
+            pause = min(1.5 * pause, longest)
+        if self._abandoned.is_set():
+            return
+        sums = self._sums if self._complete.is_set() else found
+        _commit(self._working, self._contents, sums)
+        _publish(self._working, self.final)
+        _tidy(self.final, self._contents, self._keep)
+
+
+def _in_thread(action: Callable[[], T]) -> "Future[T]":
+    """Run an action in a thread that does not outlive the process."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # told where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _seals(working: Path, names: set[str]) -> Sums:
+    """Return the sums of those files whose seals are there."""
+    present = {entry.name for entry in os.scandir(working)}
+    found: Sums = {}
+    for name in names:
+        if files.seal_name(name) in present:
+            text = (working / files.seal_name(name)).read_bytes()
+            found |= msgspec.json.decode(text, type=Sums)
+    return found
+
+
+# Steps on rank 0 ----------------------------------------------------------------------------------
 
 
 def _begin(folder: Path, working: Path) -> None:
-    """Make the working folder, after the leftovers of killed jobs are gone. On rank 0."""
+    """Make the working folder, after the leftovers of killed jobs are gone."""
+    if not folder.exists():
+        log.warning("%s is not there any more; it is made again", folder)
     _make(folder)
     latest = folder / files.LATEST
     if latest.exists() and not latest.is_symlink():
@@ -102,44 +260,27 @@ def _make(folder: Path) -> None:
         raise files.cannot_write(folder, error) from None
 
 
-def _write_weights(
-    working: Path, population: Population, layout: Layout, topology: Topology
-) -> Sums:
-    """Write and verify the file of this rank's group. Nothing on ranks that lead none."""
-    if not topology.is_leader:
-        return {}
-    group = topology.group_number
-    weights = {i.uid: population.weights[i.uid] for i in population.owned_by(group)}
-    name = files.leader_name(group)
-    sums = {name: write_weights_file(working / name, weights, layout.size)}
-    if population.champion is not None and population.champion_weights is not None:
-        champion = {population.champion.uid: population.champion_weights}
-        path = working / files.CHAMPION
-        sums[files.CHAMPION] = write_weights_file(path, champion, layout.size)
-    return sums
-
-
-def _commit(working: Path, contents: Contents, gathered: Sequence[Sums]) -> None:
-    """Write population.h5, then COMMIT.json, and force all names to disk. On rank 0."""
-    sums: Sums = {}
-    for own in gathered:
-        sums |= own
+def _commit(working: Path, contents: Contents, sums: Sums) -> None:
+    """Write population.h5, then COMMIT.json, and force all names to disk."""
     population_path = working / files.POPULATION
     write_population_file(population_path, contents)
-    sums[files.POPULATION] = files.file_sum(population_path)
-    commit = files.Commit(files.FORMAT_VERSION, contents.generation, sums)
+    sums = {**sums, files.POPULATION: files.file_sum(population_path)}
     problems = files.size_problems(working, sums)
     if problems:
         raise RunError(
             f"{working}: rank 0 does not find what the leaders wrote ({problems[0]});"
             " the output folder must be on a file system that all nodes share"
         )
+    for name in sums:
+        with suppress(FileNotFoundError):
+            (working / files.seal_name(name)).unlink()
+    commit = files.Commit(files.FORMAT_VERSION, contents.generation, sums)
     files.write_file(working / files.COMMIT, files.commit_text(commit))
     files.fsync_folder(working)
 
 
 def _publish(working: Path, final: Path) -> None:
-    """Give the folder its name. The same generation of before moves out of the way. On rank 0."""
+    """Give the folder its name. The same generation of before moves out of the way."""
     replaced = final.with_name(final.name + files.REPLACED_SUFFIX)
     if final.exists():
         if replaced.exists():  # of a job that was killed before it deleted it
@@ -155,27 +296,17 @@ def _publish(working: Path, final: Path) -> None:
     files.point_latest(final.parent, final.name)
 
 
-def _write_history(folder: Path, contents: Contents) -> None:
-    """Write history.h5 beside the generations. On rank 0."""
-    write_history_file(
-        folder / files.HISTORY,
-        contents.history,
-        json.dumps(contents.recipe),
-        contents.provenance,
-    )
-
-
-def _discard(working: Path) -> None:
-    """Delete what was begun, as far as the disk lets us. On rank 0."""
+def _tidy(final: Path, contents: Contents, keep: int) -> None:
+    """Replace history.h5 and delete old generations. The checkpoint stands whatever happens."""
+    folder = final.parent
     try:
-        files.remove_generation(working)
-    except OSError:
-        return  # the error that led here is the one to tell; readers ignore what is left
-
-
-def _delete_old(folder: Path, final: Path, generation: int, keep: int) -> None:
-    """Delete the complete generations beyond the newest few, and what was replaced. On rank 0."""
-    replaced = final.with_name(final.name + files.REPLACED_SUFFIX)
-    files.remove_generation(replaced)
-    for path in files.surplus(files.generations(folder), generation, keep):
-        files.remove_generation(path)
+        recipe = json.dumps(contents.recipe)
+        write_history_file(folder / files.HISTORY, contents.history, recipe, contents.provenance)
+    except (EsgdError, OSError) as error:
+        log.warning("the checkpoint is complete, but: %s", error)
+    try:
+        files.remove_generation(final.with_name(final.name + files.REPLACED_SUFFIX))
+        for path in files.surplus(files.generations(folder), contents.generation, keep):
+            files.remove_generation(path)
+    except (EsgdError, OSError) as error:
+        log.warning("old checkpoints in %s cannot be deleted: %s", folder, error)

@@ -1,0 +1,90 @@
+"""When a run saves its population, and how it goes on when it cannot."""
+
+import logging
+import time
+
+from esgd_hpc.checkpoint.writer import CheckpointWriter
+from esgd_hpc.config import CheckpointSettings
+from esgd_hpc.errors import EsgdError, RunError
+from esgd_hpc.history import History
+from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import Population
+
+log = logging.getLogger(__name__)
+
+
+class Saving:
+    """Saves at the end of generations, as often as asked for; without a writer never.
+
+    A checkpoint that fails is told and tried again after the next generation. Only where it is the
+    last one does the failure end the run. Methods are collective over the world.
+    """
+
+    def __init__(
+        self, writer: CheckpointWriter | None, settings: CheckpointSettings, topology: Topology
+    ) -> None:
+        self._writer, self._settings, self._world = writer, settings, topology.world
+        self._started = time.monotonic()
+        self._owed = False
+
+    def save(
+        self, population: Population, history: History, *, last: bool, asked: bool = False
+    ) -> None:
+        """Save the population if it is the last, if that is `asked` for, or if it is time.
+
+        Waits for the last one; others are written beside what comes next. Raises RunError where the
+        last one cannot be written.
+        """
+        if self._writer is None:
+            return
+        self._settle(self._writer)
+        if not (last or asked or self._owed or self._is_time(population.generation)):
+            return
+        self._finish(self._writer)
+        self._started = time.monotonic()
+        try:
+            self._writer.start(population, history)
+            if last:
+                self._writer.finish()
+        except RunError as error:
+            if last:
+                raise RunError(
+                    f"{error}; generation {population.generation} is lost, earlier checkpoints"
+                    " stay: make room, or mend the folder, and start the same command again"
+                ) from None
+            self._failed(error)
+        else:
+            self._owed = False
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        if self._writer is not None:
+            self._finish(self._writer)
+
+    def _is_time(self, generation: int) -> bool:
+        minutes = (time.monotonic() - self._started) / 60
+        if not self._settings.every_minutes:
+            return generation % self._settings.every == 0
+        is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
+        return is_time
+
+    def _settle(self, writer: CheckpointWriter) -> None:
+        try:
+            writer.settle()
+        except EsgdError as error:
+            self._failed(error)
+
+    def _finish(self, writer: CheckpointWriter) -> None:
+        try:
+            writer.finish()
+        except EsgdError as error:
+            self._failed(error)
+
+    def _failed(self, error: EsgdError) -> None:
+        self._owed = True
+        if self._world.rank == 0:
+            log.error(
+                "%s; the run goes on and tries again after the next generation, earlier"
+                " checkpoints stay",
+                error,
+            )
