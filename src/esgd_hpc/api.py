@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,7 @@ def run(
     task: Task | None = None,
     output: Path | str | None = None,
     resume: Resume = "auto",
+    changing: Collection[str] = (),
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
@@ -78,7 +79,9 @@ def run(
 
     Collective over `comm`, with the same arguments on every rank. `task` replaces the recipe's;
     `output` is the folder of the checkpoints, none are written without it; a run already there goes
-    on from its newest complete generation unless `resume` says otherwise. `should_stop` and
+    on from its newest complete generation unless `resume` says otherwise. Its recipe must be the
+    same but for the keys in `changing`, which are changed on purpose from there on: both values are
+    recorded in the history. `should_stop` and
     `should_save` are asked after each generation; True on any rank ends the run at a checkpoint, or
     makes one more.
 
@@ -93,7 +96,7 @@ def run(
         if lock is not None:
             for note in on_root(comm, f"locking {folder}", lock.acquire):
                 progress.note(note)
-        with _prepared(recipe, comm, folder, resume, task) as ready:
+        with _prepared(recipe, comm, folder, resume, changing, task) as ready:
             for note in ready.found.notes:
                 progress.note(note)
             progress.note(ready.headline)
@@ -109,13 +112,14 @@ def plan(
     *,
     output: Path | str | None = None,
     resume: Resume = "auto",
+    changing: Collection[str] = (),
 ) -> str:
     """Return what `run` would do, in words, after the checks that it would make. Collective.
 
     Loads the task and builds its model, but trains nothing and writes nothing.
     """
     folder = Path(output) if output is not None else None
-    with _prepared(recipe, comm, folder, resume, None) as ready:
+    with _prepared(recipe, comm, folder, resume, changing, None) as ready:
         layout, num_groups = ready.learner.layout, ready.topology.num_groups
         mebibytes = layout.size * 4 / 2**20
         own = -(-recipe.num_parents // num_groups)
@@ -152,11 +156,20 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def _prepared(
-    recipe: Recipe, comm: "MPI.Comm", folder: Path | None, resume: Resume, task: Task | None
+    recipe: Recipe,
+    comm: "MPI.Comm",
+    folder: Path | None,
+    resume: Resume,
+    changing: Collection[str],
+    task: Task | None,
 ) -> Iterator[_Ready]:
     """Set up groups, device, averaging, task and model for a `with` block. Collective."""
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
-        found = on_root(comm, "looking for checkpoints", lambda: find_start(recipe, folder, resume))
+        found = on_root(
+            comm,
+            "looking for checkpoints",
+            lambda: find_start(recipe, folder, resume, changing),
+        )
         device = together(comm, "choosing a device", lambda: _device(recipe, topology))
         _refuse_different(comm, "ranks compute on different kinds of device", device.type)
         with closed_together(_start_averaging(recipe, topology, device)) as group:
@@ -237,11 +250,12 @@ def _train(
 
     anchor = read_anchor(recipe, topology, learner)
     if ready.found.path is not None:
-        population, history = restore(ready.found.path, topology, learner.layout)
+        path, changes = ready.found.path, ready.found.changes
+        population, history = restore(path, changes, topology, learner)
     else:
         population = initialize(recipe, topology, learner)
         diversity = measure_diversity(population, topology, learner.layout)
-        history = History(rows=[generation_row(population, None, recipe, {}, diversity=diversity)])
+        history = History(rows=[generation_row(population, None, recipe, {}, diversity)])
         if topology.world.rank == 0:
             uids = {i.uid for i in population.individuals}
             history.remember([], [], [], uids, population)

@@ -6,7 +6,7 @@ reads recipes and `recipe_checks` says what they may hold.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -262,23 +262,45 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return "key: old -> new" for each key that defines the result and differs.
+class Difference(NamedTuple):
+    """A key in which two recipes differ; None stands for an absent value."""
 
-    Both are from `recipe_data`. Tables of `FREE_KEYS` are left out.
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {short(self.old)} -> {short(self.new)}"
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> list[Difference]:
+    """Return each key that defines the result and differs.
+
+    Both are from `recipe_data`. Tables of `FREE_KEYS` are left out. Entries of lists of tables are
+    compared one by one where there are as many, under keys as `--set` names them.
     """
-    found: list[str] = []
+    found: list[Difference] = []
     for name in sorted({*old, *new}):
         key = f"{prefix}{name}"
         if key in FREE_KEYS:
             continue
-        a, b = old.get(name), new.get(name)
+        a, b = _as_tables(old.get(name), new.get(name))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing_keys(a, b, f"{key}.")
+            found += differences(a, b, f"{key}.")
         elif a != b or (prefix.startswith("sgd.hyperparameters.") and repr(a) != repr(b)):
             # There [1, 2] draws whole numbers and [1.0, 2.0] does not.
-            found.append(f"{key}: {short(a)} -> {short(b)}")
+            found.append(Difference(key, a, b))
     return found
+
+
+def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
+    """Return lists of as many tables as tables of numbered entries, anything else as it is."""
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if not lists or not all(isinstance(entry, Mapping) for entry in (*old, *new)):
+        return old, new
+    return tuple({str(n): entry for n, entry in enumerate(part)} for part in (old, new))  # type: ignore[return-value]
 
 
 def short(value: Any) -> str:

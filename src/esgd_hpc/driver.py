@@ -61,8 +61,7 @@ def evolve(population: Population, history: History, setting: Setting) -> bool:
         population.generation = k
         with _timed(seconds, "diversity"):
             diversity = measure_diversity(population, topology, setting.learner.layout)
-        best_ever = history.rows[-1].best_ever
-        row = generation_row(population, before, recipe, seconds, best_ever, diversity)
+        row = generation_row(population, before, recipe, seconds, diversity)
         check_theorem_1(row, before, population.individuals, recipe)
         history.rows.append(row)
         if topology.world.rank == 0:

@@ -226,13 +226,12 @@ def generation_row(
     before: Sequence[Individual] | None,
     recipe: Recipe,
     seconds: dict[str, float],
-    best_ever: float = math.inf,
     diversity: Mapping[str, float] = {},
 ) -> GenerationRow:
     """Return the numbers of a generation.
 
-    `before` is the population before it, None for the initial one; `best_ever` the best fitness of
-    the generations before; `diversity` from `diversity.mean_distances`.
+    `before` is the population before it, None for the initial one; `diversity` is from
+    `diversity.mean_distances`.
     """
     ranked = sorted(population.individuals, key=lambda i: (i.fitness, i.uid))
     elite = ranked[: recipe.num_elite]
@@ -246,7 +245,7 @@ def generation_row(
     return GenerationRow(
         generation=population.generation,
         best=best.fitness,
-        best_ever=min(best_ever, population.best().fitness),
+        best_ever=population.best().fitness,
         elite_average=average,
         lower_quartile=float(lower),
         median=float(np.median(fitness)),
@@ -259,7 +258,9 @@ def generation_row(
         theorem_1_holds=before is None
         or average <= elite_average(np.array([i.fitness for i in before]), recipe.num_elite),
         diversity=diversity.get("", math.nan),
-        diversity_by_optimizer={o: diversity[o] for o in OPTIMIZERS if o in diversity},
+        diversity_by_optimizer={
+            o: diversity[o] for o in OPTIMIZERS if not math.isnan(diversity.get(o, math.nan))
+        },
         individuals_by_optimizer={o: optimizers.count(o) for o in OPTIMIZERS},
         seconds=seconds,
     )

@@ -105,6 +105,11 @@ class Learner:
         if optimizer is not None:
             self._kept_state = copy.deepcopy(optimizer.state_dict())
 
+    def kept_weights(self) -> Weights:
+        """Return a copy of the weights of the last snapshot, shape [P]."""
+        host: Weights = self._kept.detach().cpu().numpy()
+        return host.copy() if host.ctypes.data == self._kept.data_ptr() else host
+
     def restore(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring weights, buffers and optimizer state back to those of the last snapshot."""
         with self._genome.overwriting() as flat:

@@ -1,7 +1,9 @@
 """Where a run starts from: the newest checkpoint in its folder, or a new population."""
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +15,18 @@ from esgd_hpc.checkpoint.export import read_state_dict, vector_from
 from esgd_hpc.checkpoint.lock import refuse_file
 from esgd_hpc.checkpoint.reader import Checkpoint, open_checkpoint
 from esgd_hpc.checkpoint.verify import newest_valid
-from esgd_hpc.config import Recipe, differing_keys, recipe_data
+from esgd_hpc.config import Recipe, differences, recipe_data
 from esgd_hpc.errors import InputError
 from esgd_hpc.evolution.operators import mutate
 from esgd_hpc.evolution.step import Anchor
-from esgd_hpc.history import History
+from esgd_hpc.history import History, RecipeChange
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root, together
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
+from esgd_hpc.recipe_file import recipe_from
 from esgd_hpc.sgd.step import refuse_if_all_failed
 
 log = logging.getLogger(__name__)
@@ -34,14 +37,25 @@ Resume = Literal["auto", "never", "require"]
 class Found(msgspec.Struct, frozen=True):
     """What rank 0 found in the output folder, and says about it."""
 
-    path: Path | None
-    notes: list[str]
+    path: Path | None = None
+    notes: list[str] = []
+    changes: list[RecipeChange] = []
+    """Keys of the recipe that are changed on purpose from here on."""
 
 
-def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
-    """Choose the checkpoint to go on from. On rank 0 only."""
+CHANGE_FITNESS = ("task", "task_options", "fitness")
+"""Keys whose change makes recorded fitnesses mean something else."""
+
+
+def find_start(
+    recipe: Recipe, folder: Path | None, resume: Resume, changing: Collection[str]
+) -> Found:
+    """Choose the checkpoint to go on from. On rank 0 only.
+
+    `changing` names the keys that may differ from the recipe of the checkpoint.
+    """
     if folder is None:
-        return Found(None, [])
+        return Found()
     refuse_file(folder)
     path, notes = newest_valid(folder)
     if path is None:
@@ -50,18 +64,14 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
                 f"--resume require: no complete generation in {folder}"
                 + "".join(f"; {note}" for note in notes)
             )
-        return Found(None, notes)
+        return Found(notes=notes)
     if resume == "never":
         raise InputError(
             f"--resume never: {folder} already holds a run ({path.name}); name another --output"
         )
     checkpoint = open_checkpoint(path)
-    different = differing_keys(checkpoint.recipe, recipe_data(recipe))
-    if different:
-        raise InputError(
-            f"--output {folder} holds a run of another recipe ({'; '.join(different)});"
-            " name another --output, or give it the same recipe"
-        )
+    changes = _changes(checkpoint, recipe, folder, changing)
+    notes += [f"changed on purpose: {c.key}: {c.old} -> {c.new}" for c in changes]
     if checkpoint.ranks_per_group != recipe.topology.ranks_per_group:
         notes.append(
             f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
@@ -71,15 +81,61 @@ def find_start(recipe: Recipe, folder: Path | None, resume: Resume) -> Found:
         notes.append(f"{path} is verified and the last generation: nothing left to do")
     else:
         notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
-    return Found(path, notes)
+    return Found(path, notes, changes)
 
 
-def restore(path: Path, topology: Topology, layout: Layout) -> tuple[Population, History]:
+def _changes(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, changing: Collection[str]
+) -> list[RecipeChange]:
+    """Return how the recipe differs. Raises InputError where that is not on purpose."""
+    with suppress(InputError):  # of another version: there may be keys that it did not know
+        known = recipe_data(recipe_from(checkpoint.recipe))
+        checkpoint = msgspec.structs.replace(checkpoint, recipe=known)
+    different = differences(checkpoint.recipe, recipe_data(recipe))
+    unnamed = [d for d in different if not any(_within(name, d.key) for name in changing)]
+    if unnamed:
+        first = unnamed[0].key
+        raise InputError(
+            f"--output {folder} holds a run of another recipe ({'; '.join(map(str, unnamed))});"
+            " name another --output, or give it the same recipe; to change a running recipe on"
+            f" purpose, name each key: --set {first}=..."
+        )
+    if different and checkpoint.generation >= recipe.last_generation:
+        raise InputError(
+            f"--output {folder} holds a finished run of another recipe"
+            f" ({'; '.join(map(str, different))}); name another --output"
+        )
+    if len(checkpoint.individuals) != recipe.num_parents:
+        raise InputError(
+            f"--output {folder} holds a population of {len(checkpoint.individuals)} individuals and"
+            f" cannot go on with {recipe.num_parents}: population.parents cannot change in a run,"
+            ' nor method from or to "single"; name another --output'
+        )
+    return [
+        RecipeChange(
+            generation=checkpoint.generation,
+            key=d.key,
+            old=json.dumps(d.old),
+            new=json.dumps(d.new),
+        )
+        for d in different
+    ]
+
+
+def _within(name: str, key: str) -> bool:
+    """Tell whether naming `name` covers a difference in `key`: itself, around it or inside it."""
+    return f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.")
+
+
+def restore(
+    path: Path, changes: list[RecipeChange], topology: Topology, learner: Learner
+) -> tuple[Population, History]:
     """Read a checkpoint: rank 0 the records, each leader the weights that it will own.
 
-    Rank 0 gets the whole history, the others its rows.
+    Rank 0 gets the whole history, the others its rows. Individuals are scored again where changes
+    of the recipe ask for it.
     """
-    world = topology.world
+    world, layout = topology.world, learner.layout
     history = History()
 
     def read() -> Checkpoint:
@@ -118,7 +174,18 @@ def restore(path: Path, topology: Topology, layout: Layout) -> tuple[Population,
         champion=checkpoint.champion,
         champion_weights=champion_weights,
     )
+    if world.rank == 0:
+        history.changes += changes
+    if any(_within(key, change.key) for key in CHANGE_FITNESS for change in changes):
+        _score_again(population, topology, learner)
     return population, history
+
+
+def _score_again(population: Population, topology: Topology, learner: Learner) -> None:
+    """Give all individuals the fitness that the changed recipe means. The champion ends here."""
+    _score_all(population, topology, learner)
+    refuse_if_all_failed(population.individuals, "the population under the changed recipe")
+    population.champion = population.champion_weights = None
 
 
 def initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Population:
@@ -131,22 +198,26 @@ def initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Populati
         next_uid=recipe.num_parents + 1,  # one for the anchor
         weights={},
     )
-    mine = population.owned_by(topology.group_number)
 
     def weights() -> dict[int, Weights]:
         if not topology.is_leader:
             return {}
         make = _weights_maker(recipe, learner)
+        mine = population.owned_by(topology.group_number)
         return {individual.uid: make(individual) for individual in mine}
 
     population.weights = together(topology.world, "making the initial population", weights)
+    _score_all(population, topology, learner)
+    refuse_if_all_failed(population.individuals, "the initial population")
+    return population
+
+
+def _score_all(population: Population, topology: Topology, learner: Learner) -> None:
     scored = []
-    for individual in mine:
+    for individual in population.owned_by(topology.group_number):
         learner.load(population.weights.get(individual.uid))
         scored.append(_score(individual, topology, learner))
     population.individuals = gather_records(topology, scored if topology.is_leader else [])
-    refuse_if_all_failed(population.individuals, "the initial population")
-    return population
 
 
 def _newborn(recipe: Recipe, uid: int) -> Individual:

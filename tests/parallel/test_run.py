@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import esgd_hpc
 from esgd_hpc.api import RunResult
+from esgd_hpc.checkpoint.reader import open_checkpoint
+from esgd_hpc.checkpoint.verify import verify_checkpoint
 from esgd_hpc.config import Choice, Drawn, Range
 from esgd_hpc.population import HyperparameterValue
 from esgd_hpc.tasks.base import Batch, ClassificationTask
@@ -316,6 +318,120 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path) -> N
             (r.generation, r.best.hex(), r.elite_average.hex()) for r in whole.history
         ]
     WORLD.Barrier()
+
+
+WORSE: dict[str, Any] = {
+    "method": "sgd-only",
+    "generations": 4,
+    "sgd": {"backoff_probability": 0.0, "epochs": 3},
+}
+"""Nothing is backed off, and learning rates are high: the best is soon lost by training on."""
+
+
+@pytest.mark.parallel(1, 2, 3)
+def test_the_best_ever_is_kept_though_training_leaves_it(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    pool = [{"name": "sgd", "learning_rate": [0.5, 4.0], "momentum": 0.9}]
+    settings = recipe(**{**WORSE, "sgd": {**WORSE["sgd"], "optimizers": pool}})
+    task = Blobs()
+    whole = esgd_hpc.run(settings, WORLD, task=task, output=folder / "run")
+    champion = whole.population.champion
+    assert champion is not None, "the case is there"
+    assert whole.best is champion
+    assert champion.fitness < min(i.fitness for i in whole.population.individuals)
+    for before, after in pairwise(whole.history):
+        assert after.best_ever <= before.best_ever
+        assert after.best_ever <= after.best
+    assert any(after.best > before.best for before, after in pairwise(whole.history))
+    assert whole.history[-1].best_ever == champion.fitness
+    # Its weights are its own, in memory and on disk.
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(
+            whole.best_model()(task.validation[0]), task.validation[1]
+        )
+    assert float(loss) == pytest.approx(champion.fitness, rel=1e-6)
+    checkpoint = open_checkpoint(folder / "run")
+    assert repr(checkpoint.champion) == repr(champion)
+    assert checkpoint.best_weights().tobytes() == whole.best_weights.tobytes()
+    assert verify_checkpoint(checkpoint.path) == []
+    # The same for one group, and for a run that was stopped in between.
+    assert digest(whole, WORLD) == alone(Blobs(), settings)
+    answers = iter([False, True])
+    stopped = folder / "stopped"
+    esgd_hpc.run(settings, WORLD, task=Blobs(), output=stopped, should_stop=answers.__next__)
+    again = esgd_hpc.run(settings, WORLD, task=Blobs(), output=stopped)
+    assert digest(again, WORLD) == digest(whole, WORLD)
+    assert again.history[-1].best_ever == champion.fitness
+
+
+@pytest.mark.parallel(1, 2)
+def test_a_recipe_changed_on_purpose_is_recorded_and_fitness_keeps_its_meaning(
+    tmp_path: Path,
+) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    esgd_hpc.run(recipe(generations=2), WORLD, task=Blobs(), output=folder)
+    changes: dict[str, Any] = {
+        "generations": 4,
+        "sgd": {"epochs": 1},
+        "fitness": {"data": "training"},
+    }
+    with pytest.raises(esgd_hpc.InputError, match=r"fitness.data: .*--set fitness.data="):
+        esgd_hpc.run(
+            recipe(**changes), WORLD, task=Blobs(), output=folder, changing=["sgd", "generations"]
+        )
+    names = ["generations", "sgd.epochs", "fitness"]
+    task = Blobs()
+    result = esgd_hpc.run(recipe(**changes), WORLD, task=task, output=folder, changing=names)
+    assert result.population.generation == 4
+    # All were scored again: the best has its fitness on the training data.
+    model = result.best_model()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(task.training[0]), task.training[1])  # type: ignore[index]
+    assert float(loss) == pytest.approx(result.best.fitness, rel=1e-6)
+    found = open_checkpoint(folder).history.changes
+    assert {(c.generation, c.key, c.old, c.new) for c in found} == {
+        (2, "generations", "2", "4"),
+        (2, "sgd.epochs", "2", "1"),
+        (2, "fitness.data", '"validation"', '"training"'),
+    }
+    # The changed recipe is the run's from here on: it needs no naming, and records nothing more.
+    done = esgd_hpc.run(recipe(**changes), WORLD, task=Blobs(), output=folder)
+    assert done.population.generation == 4
+    with pytest.raises(esgd_hpc.InputError, match=r"5 individuals and cannot go on with 6"):
+        esgd_hpc.run(
+            recipe(**changes, population={"parents": 6}),
+            WORLD,
+            task=Blobs(),
+            output=folder,
+            changing=["population.parents"],
+        )
+
+
+@pytest.mark.parallel(1, 2)
+def test_the_history_tells_where_everybody_came_from(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    settings = recipe(evolution={"steps": 2}, generations=3)
+    result = esgd_hpc.run(settings, WORLD, task=Blobs(), output=folder)
+    history = open_checkpoint(folder).history
+    births = {birth.uid: birth for birth in history.births}
+    assert [row.generation for row in history.rows] == [0, 1, 2, 3]
+    for individual in result.population.individuals:
+        birth = births[individual.uid]
+        assert (birth.born, birth.parents) == (individual.born, individual.parents)
+        assert birth.noise_seed == individual.noise_seed
+        steps = [s for s in history.steps if s.uid == individual.uid]
+        assert sum(s.epochs for s in steps) == individual.epochs
+        assert sum(s.back_offs for s in steps) == individual.back_offs
+        assert (steps[-1].draw if steps else None) == individual.draw
+    for birth in history.births:  # parents were selected themselves, earlier or in this generation
+        assert all(births[parent].born <= birth.born for parent in birth.parents)
+    for k, (members, children) in enumerate(zip(history.survivors, history.offspring, strict=True)):
+        assert [m.uid for m in members] == sorted(m.uid for m in members)
+        assert min(m.fitness for m in members) == history.rows[k].best
+        assert len(children) == (2 * 7 if k else 0)
+        assert {c.uid for c in children if c.selected} <= births.keys()
+    trained = [(s.generation, s.uid) for s in history.steps]
+    assert len(trained) == len(set(trained)) == 3 * 5
 
 
 @pytest.mark.parallel(1, 2)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.tasks.digits import digits
 
 if TYPE_CHECKING:
@@ -107,11 +108,53 @@ def test_another_recipe_in_the_folder_is_refused_with_its_keys(
 ) -> None:
     command = ("run", "digits", *QUICK, "--output", str(tmp_path / "run"))
     assert launch(0, *command).returncode == 0
-    refused = launch(2, *command, "--set", "seed=7", "--set", "sgd.epochs=2")
+    refused = launch(2, "run", "digits", "--output", str(tmp_path / "run"))
     assert refused.returncode == 2
-    assert "seed: 1 -> 7" in refused.stderr
-    assert "sgd.epochs: 1 -> 2" in refused.stderr
+    assert "generations: 3 -> 8" in refused.stderr
+    assert "population.offspring: 9 -> 32" in refused.stderr
+    assert "--set generations=..." in refused.stderr
     assert "Traceback" not in refused.stderr
+    # Who names a key means it, but a finished run stays as it is.
+    refused = launch(2, *command, "--set", "seed=7")
+    assert refused.returncode == 2
+    assert "holds a finished run of another recipe (seed: 1 -> 7)" in refused.stderr
+
+
+def test_a_recipe_changes_on_purpose_where_set_names_the_key(
+    launch: "Launch", tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ("run", "digits", *QUICK, "--output", str(run))
+    assert launch(2, *command).returncode == 0
+    optimizer = "sgd.optimizers.0.learning_rate"
+    changed = ("--set", "generations=5", "--set", f"{optimizer}=[0.01, 0.1]")
+    done = launch(3, *command, *changed)
+    assert done.returncode == 0, done.stderr
+    assert "changed on purpose: generations: 3 -> 5" in done.stdout
+    assert "going on from generation 3" in done.stdout
+    checkpoint = open_checkpoint(run)
+    assert checkpoint.generation == 5
+    assert [(c.generation, c.key, c.new) for c in checkpoint.history.changes] == [
+        (3, "generations", "5"),
+        (3, optimizer, "[0.01, 0.1]"),
+    ]
+
+
+def test_sigusr2_makes_a_checkpoint_and_the_run_goes_on(launch: "Launch", tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sets = (*ENDLESS, "--set", "checkpoint.every=1000")
+    process = launch.start(2, "run", "digits", *sets, "--output", str(run))
+    read_until(process, "generation 2/")
+    os.kill(process.pid, signal.SIGUSR2)
+    deadline = time.monotonic() + 60
+    while (newest := (run / "latest").readlink().name) == "gen_000000":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert newest >= "gen_000002"
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert inspect(launch, run)["generation"] > int(newest.removeprefix("gen_"))
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> None:

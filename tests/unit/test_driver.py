@@ -13,7 +13,8 @@ from esgd_hpc import driver
 from esgd_hpc.config import Recipe
 from esgd_hpc.driver import Setting, check_theorem_1, evolve
 from esgd_hpc.errors import RunError
-from esgd_hpc.history import GenerationRow, generation_row
+from esgd_hpc.history import GenerationRow, History, generation_row
+from esgd_hpc.layout import Layout
 from esgd_hpc.population import Draw, Individual, Origin, Population
 from esgd_hpc.recipe_file import recipe_from
 
@@ -48,6 +49,7 @@ def population(members: Sequence[Individual], generation: int = 3) -> Population
 
 def test_a_row_has_the_numbers_of_its_generation() -> None:
     draw = Draw(optimizer="adam", learning_rate=0.25)
+    diversity = {"": 1.5, "adam": 0.5, "none": math.nan}
     members = [
         Individual(uid=3, fitness=4.0),
         Individual(uid=5, fitness=1.0, origin="offspring", born=3, draw=draw),
@@ -56,25 +58,31 @@ def test_a_row_has_the_numbers_of_its_generation() -> None:
     ]
     before = individuals(1.5, 2.0, 9.0, 9.0)
     seconds = {"sgd": 1.0, "evolution": 0.5}
-    row = generation_row(population(members), before, recipe(), seconds)
+    row = generation_row(population(members), before, recipe(), seconds, diversity)
     assert row == GenerationRow(
         generation=3,
         best=1.0,
+        best_ever=1.0,
         elite_average=1.5,
+        lower_quartile=1.0,
         median=2.5,
+        upper_quartile=3.0,
         worst=4.0,
         elite_offspring_fraction=0.5,
         best_uid=5,
         best_optimizer="adam",
         best_learning_rate=0.25,
         theorem_1_holds=True,
+        diversity=1.5,
+        diversity_by_optimizer={"adam": 0.5},
+        individuals_by_optimizer={"none": 3, "sgd": 0, "adam": 1},
         seconds=seconds,
     )
 
 
 def test_the_initial_row_has_no_offspring_and_no_generation_before_it() -> None:
     row = generation_row(population(individuals(2.0, 1.0, 1.0, INF), 0), None, recipe(), {})
-    assert (row.generation, row.best_uid, row.best_optimizer) == (0, 1, "")
+    assert (row.generation, row.best_uid, row.best_optimizer) == (0, 1, "none")
     assert (row.best_learning_rate, row.elite_offspring_fraction) == (0.0, 0.0)
     assert row.theorem_1_holds
 
@@ -82,6 +90,7 @@ def test_the_initial_row_has_no_offspring_and_no_generation_before_it() -> None:
 def test_failed_individuals_leave_a_row_of_numbers() -> None:
     row = generation_row(population(individuals(INF, 1.0, INF, INF)), None, recipe(), {})
     assert (row.best, row.worst, row.median, row.elite_average) == (1.0, INF, INF, INF)
+    assert (row.lower_quartile, row.upper_quartile) == (1.0, INF)
 
 
 @given(
@@ -142,13 +151,21 @@ def test_a_worse_rest_is_no_rise() -> None:
 
 
 class World:
-    """The collectives of one rank, beside which others may have been asked to stop."""
+    """The collectives of one rank, beside which others may have been asked to stop or to save."""
 
-    def __init__(self, others: Sequence[bool] = ()) -> None:
+    rank = 0
+
+    def __init__(self, others: Sequence[tuple[bool, bool]] = ()) -> None:
         self.others = others
 
-    def allgather(self, mine: bool) -> list[bool]:
+    def allgather(self, mine: tuple[bool, bool]) -> list[tuple[bool, bool]]:
         return [mine, *self.others]
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine]
+
+    def bcast(self, mine: Any) -> Any:
+        return mine
 
 
 class Topology:
@@ -156,33 +173,47 @@ class Topology:
         self.world = world
 
 
+class Learner:
+    layout = Layout(entries=())
+
+
 class Loop:
     """Runs `evolve` with steps that only note that they were called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: Recipe, world: World) -> None:
         self.events: list[str] = []
-        self.history: list[GenerationRow] = []
+        self.history = History()
         self.population = population(individuals(1.0, 2.0, 3.0, 4.0), 0)
-        self.stop_in_generation = 0
+        self.stop_in_generation = self.save_in_generation = 0
 
         def sgd(members: Population, k: int, *_: object) -> None:
             self.events.append(f"sgd {k}")
+            draw = Draw(optimizer="sgd", learning_rate=0.1)
+            members.individuals = [
+                msgspec.structs.replace(i, draw=draw) for i in members.individuals
+            ]
 
-        def evolution(members: Population, k: int, v: int, *_: object) -> None:
+        def evolution(members: Population, k: int, v: int, *_: object) -> list[Individual]:
             self.events.append(f"evolution {k}.{v}")
+            return []
 
         monkeypatch.setattr(driver, "sgd_step", sgd)
         monkeypatch.setattr(driver, "evolution_step", evolution)
+        monkeypatch.setattr(driver, "measure_diversity", lambda *_: {})
         self.setting = Setting(
             recipe=settings,
             hyperparameters={},
             topology=cast(Any, Topology(world)),
-            learner=cast(Any, None),
+            learner=cast(Any, Learner()),
             anchor=None,
-            save=lambda members, rows: self.events.append(f"save {rows[-1].generation}"),
+            saving=cast(Any, self),
             report=lambda members, rows: self.events.append(f"report {members.generation}"),
             should_stop=lambda: self.population.generation == self.stop_in_generation,
+            should_save=lambda: self.population.generation == self.save_in_generation,
         )
+
+    def save(self, members: Population, history: History, *, last: bool, asked: bool) -> None:
+        self.events.append(f"save {history.rows[-1].generation}{' last' * last}{' asked' * asked}")
 
     def run(self) -> bool:
         return evolve(self.population, self.history, self.setting)
@@ -195,7 +226,7 @@ MakeLoop = Callable[..., Loop]
 def loop(monkeypatch: pytest.MonkeyPatch) -> MakeLoop:
     """Return what makes a loop from the tables of a recipe."""
 
-    def make(others: Sequence[bool] = (), **tables: Any) -> Loop:
+    def make(others: Sequence[tuple[bool, bool]] = (), **tables: Any) -> Loop:
         return Loop(monkeypatch, recipe(**tables), World(others))
 
     return make
@@ -208,12 +239,12 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
     assert one.run()
     assert one.events == [
         *("sgd 1", "evolution 1.1", "evolution 1.2", "save 1", "report 1"),
-        *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2", "report 2"),
+        *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2 last", "report 2"),
     ]
     assert one.population.generation == 2
-    assert [row.generation for row in one.history] == [1, 2]
-    for row in one.history:
-        assert set(row.seconds) == {"sgd", "evolution", "checkpoint"}
+    assert [row.generation for row in one.history.rows] == [1, 2]
+    for row in one.history.rows:
+        assert set(row.seconds) == {"sgd", "evolution", "diversity", "checkpoint"}
         assert all(value >= 0.0 for value in row.seconds.values())
 
 
@@ -222,40 +253,39 @@ def test_the_baselines_have_no_evolution_step(loop: MakeLoop, method: str) -> No
     one = loop(method=method, generations=2, single={"learning_rate": 0.1})
     assert one.run()
     assert not any(event.startswith("evolution") for event in one.events)
-    assert all("evolution" not in row.seconds for row in one.history)
+    assert all("evolution" not in row.seconds for row in one.history.rows)
 
 
 def test_fine_tuning_is_one_more_generation_without_evolution(loop: MakeLoop) -> None:
     one = loop(generations=1, fine_tuning={"epochs": 3})
     assert one.run()
-    assert one.events[3:] == ["report 1", "sgd 2", "save 2", "report 2"]
-
-
-@pytest.mark.parametrize(
-    ("every", "saved"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])]
-)
-def test_checkpoints_come_as_asked_for_and_always_at_the_end(
-    loop: MakeLoop, every: int, saved: list[int]
-) -> None:
-    one = loop(generations=5, checkpoint={"every": every})
-    assert one.run()
-    assert [event for event in one.events if "save" in event] == [f"save {k}" for k in saved]
+    assert one.events[3:] == ["report 1", "sgd 2", "save 2 last", "report 2"]
 
 
 def test_a_rank_that_is_asked_to_stop_ends_the_run_at_a_checkpoint(loop: MakeLoop) -> None:
-    one = loop(generations=5, checkpoint={"every": 9})
+    one = loop(generations=5)
     one.stop_in_generation = 2
     assert not one.run()
-    assert one.events[-2:] == ["save 2", "report 2"]
+    assert one.events[-2:] == ["save 2 last", "report 2"]
     one.stop_in_generation = 0
     assert one.run(), "and it goes on from there"
-    assert [row.generation for row in one.history] == [1, 2, 3, 4, 5]
+    assert [row.generation for row in one.history.rows] == [1, 2, 3, 4, 5]
 
 
 def test_any_other_rank_can_be_the_one_that_is_asked_to_stop(loop: MakeLoop) -> None:
-    one = loop(others=[False, True], generations=5)
+    one = loop(others=[(False, False), (True, False)], generations=5)
     assert not one.run()
     assert one.population.generation == 1
+
+
+def test_any_rank_can_be_the_one_that_is_asked_to_save(loop: MakeLoop) -> None:
+    one = loop(generations=3)
+    one.save_in_generation = 2
+    assert one.run()
+    assert [e for e in one.events if "save" in e] == ["save 1", "save 2 asked", "save 3 last"]
+    one = loop(others=[(False, True)], generations=2)
+    assert one.run()
+    assert "save 1 asked" in one.events
 
 
 def test_a_request_to_stop_in_the_last_generation_changes_nothing(loop: MakeLoop) -> None:
@@ -275,8 +305,10 @@ def test_the_loop_ends_where_theorem_1_does_not_hold(
     loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = loop(generations=5)
+    sgd_step = driver.sgd_step
 
     def worse(members: Population, k: int, *_: object) -> None:
+        sgd_step(members, k, *cast(Any, [None] * 4))
         if k == 3:
             members.individuals = [
                 msgspec.structs.replace(i, fitness=i.fitness + 1.0) for i in members.individuals
@@ -295,11 +327,31 @@ def test_the_share_of_offspring_in_the_elite_is_that_of_this_generation(
     one = loop(generations=3)
     origin: Origin = "offspring"
 
-    def give_birth(members: Population, k: int, *_: object) -> None:
-        if k < 3:
-            child = Individual(uid=10 * k, fitness=0.5 / k, origin=origin, born=k)
-            members.individuals = [child, *members.individuals[:3]]
+    def give_birth(members: Population, k: int, *_: object) -> list[Individual]:
+        if k == 3:
+            return []
+        children = [
+            Individual(uid=10 * k + n, fitness=0.5 / k + n, origin=origin, born=k, parents=(0, 1))
+            for n in range(2)
+        ]
+        members.individuals = [*members.individuals[:3], children[0]]
+        return children
 
     monkeypatch.setattr(driver, "evolution_step", give_birth)
     assert one.run()
-    assert [row.elite_offspring_fraction for row in one.history] == [0.5, 0.5, 0.0]
+    assert [row.elite_offspring_fraction for row in one.history.rows] == [0.5, 0.5, 0.0]
+    # And each of them is remembered: what was selected with its birth, the others by their fitness.
+    assert [b.uid for b in one.history.births] == [0, 1, 2, 10, 20]
+    assert [b.parents for b in one.history.births[3:]] == [(0, 1), (0, 1)]
+    assert [[(c.uid, c.selected) for c in row] for row in one.history.offspring] == [
+        [(10, True), (11, False)],
+        [(20, True), (21, False)],
+        [],
+    ]
+    assert [[m.uid for m in row] for row in one.history.survivors] == [
+        [0, 1, 2, 10],
+        [0, 1, 2, 20],
+        [0, 1, 2, 20],
+    ]
+    steps = [(s.generation, s.uid) for s in one.history.steps]
+    assert steps == [(g, u) for g in (1, 2, 3) for u in (0, 1, 2, {1: 3, 2: 10, 3: 20}[g])]

@@ -13,6 +13,7 @@ from types import FrameType
 from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAVE_SIGNAL = signal.SIGUSR2
 SECONDS_TO_REPEAT = 5.0
 """A signal this long after the first means it; schedulers may send one twice at once."""
 SECONDS_TO_WAIT = 30.0
@@ -81,12 +82,13 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
     from esgd_hpc.progress import progress_for
 
     output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
+    changing = [override.partition("=")[0].strip() for override in arguments.overrides]
     if arguments.dry_run:
-        text = plan(recipe, world, output=output, resume=arguments.resume)
+        text = plan(recipe, world, output=output, resume=arguments.resume, changing=changing)
         if world.rank == 0:
             print(text)
         return 0
-    stop = _StopRequest()
+    stop, save = _StopRequest(), _SaveRequest()
     progress = progress_for(world.rank)
     try:
         result = run(
@@ -94,8 +96,10 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
             world,
             output=output,
             resume=arguments.resume,
+            changing=changing,
             progress=progress,
             should_stop=stop.requested,
+            should_save=save.taken,
         )
     finally:
         progress.close()
@@ -130,6 +134,22 @@ class _StopRequest:
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
         return self._first is not None
+
+
+class _SaveRequest:
+    """Remembers a SIGUSR2 until it is taken."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(SAVE_SIGNAL, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def taken(self) -> bool:
+        """Whether this rank was asked for a checkpoint since the last call."""
+        asked, self._asked = self._asked, False
+        return asked
 
 
 def _log_to_stderr(level: str, rank: int, group: int) -> None:

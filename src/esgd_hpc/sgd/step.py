@@ -20,6 +20,7 @@ from esgd_hpc.parallel.agreement import first_told
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
+from esgd_hpc.sgd.champion import Lost, keep_champion
 from esgd_hpc.sgd.optimizers import draw_optimizer
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ def sgd_step(
 
     Collective over the world. Raises RunError where every individual failed.
     """
-    trained = []
+    trained, lost = [], Lost(population.best().fitness)
     for individual in population.owned_by(topology.group_number):
         weights = population.weights.get(individual.uid)
         record, weights = train_individual(
-            individual, weights, generation, recipe, hyperparameters, topology, learner
+            individual, weights, generation, recipe, hyperparameters, topology, learner, lost
         )
         if topology.is_leader:
             trained.append(record)
@@ -49,6 +50,8 @@ def sgd_step(
                 population.weights[individual.uid] = weights
     population.individuals = gather_records(topology, trained)
     refuse_if_all_failed(population.individuals, f"the SGD step of generation {generation}")
+    if recipe.sgd.backoff_probability < 1.0:
+        keep_champion(population, lost, topology, learner.layout.size)
 
 
 def train_individual(
@@ -59,11 +62,13 @@ def train_individual(
     hyperparameters: Mapping[str, Drawn],
     topology: Topology,
     learner: Learner,
+    lost: Lost,
 ) -> tuple[Individual, Weights | None]:
     """Train one individual: K_s epochs, each undone if it made the fitness worse.
 
     Returns its new record and, on the leader, its new weights if they changed. An epoch that failed
-    (exception, NaN) is always undone; an exception ends the step. Collective over the group.
+    (exception, NaN) is always undone; an exception ends the step. A state that is left for a worse
+    one is offered to `lost`. Collective over the group.
     """
     started = time.perf_counter()
     uid, seed = individual.uid, recipe.seed
@@ -72,6 +77,20 @@ def train_individual(
     draw = draw_optimizer(recipe, hyperparameters, generation, individual)
     fitness, metrics = individual.fitness, individual.metrics
     back_offs, failure, changed = 0, "", False
+
+    def record(num_done: int) -> Individual:
+        return msgspec.structs.replace(
+            individual,
+            fitness=fitness,
+            metrics=metrics,
+            origin="sgd" if changed else individual.origin,
+            draw=draw,
+            epochs=individual.epochs + num_done,
+            back_offs=individual.back_offs + back_offs,
+            seconds=time.perf_counter() - started,
+            failure=failure,
+        )
+
     learner.load(weights)
     optimizer = learner.optimizer(draw)
     unprepared, epoch = "", 0
@@ -105,6 +124,9 @@ def train_individual(
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = rate
         else:
+            if score.fitness > fitness:
+                left = record(epoch - 1) if changed else individual
+                lost.offer(left, learner.kept_weights if topology.is_leader else None)
             fitness, metrics, changed = score.fitness, score.metrics, True
     level = logging.WARNING if failure else logging.INFO
     log.log(
@@ -113,18 +135,7 @@ def train_individual(
         *(uid, generation, draw.optimizer, draw.learning_rate, individual.fitness, fitness),
         f"; failed: {failure}" if failure else "",
     )
-    record = msgspec.structs.replace(
-        individual,
-        fitness=fitness,
-        metrics=metrics,
-        origin="sgd" if changed else individual.origin,
-        draw=draw,
-        epochs=individual.epochs + epoch,
-        back_offs=individual.back_offs + back_offs,
-        seconds=time.perf_counter() - started,
-        failure=failure,
-    )
-    return record, learner.weights() if changed and topology.is_leader else None
+    return record(epoch), learner.weights() if changed and topology.is_leader else None
 
 
 def refuse_if_all_failed(individuals: list[Individual], where: str) -> None:

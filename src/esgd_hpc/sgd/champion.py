@@ -1,0 +1,66 @@
+"""How the fittest state ever seen is kept where training leaves it for a worse one.
+
+With back-off always applied nothing fitter is ever left; with `backoff_probability` < 1 (section
+4.3: 0.7) the best can be. Then it stays as the population's champion until something as fit is
+found. It is never trained, and never a parent.
+"""
+
+from collections.abc import Callable
+
+from esgd_hpc.parallel.exchange import exchange
+from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.population import Individual, Population, Transfer, Weights, fittest
+
+
+class Lost:
+    """The fittest state that this group left for a worse one in an SGD step, if it may be the best.
+
+    Only states at least as fit as `bound`, the best fitness before, are worth their memory.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self._bound = bound
+        self.record: Individual | None = None
+        self.weights: Weights | None = None
+        """On the leader alone."""
+
+    def offer(self, record: Individual, weights: Callable[[], Weights] | None) -> None:
+        """Keep a state that is left behind; `weights` makes a copy, on the leader alone."""
+        if record.fitness > self._bound:
+            return
+        if self.record is None or _rank(record) < _rank(self.record):
+            self.record = record
+            self.weights = weights() if weights else None
+
+
+def _rank(record: Individual) -> tuple[float, int]:
+    return record.fitness, record.uid
+
+
+def keep_champion(population: Population, lost: Lost, topology: Topology, size: int) -> None:
+    """Make the fittest state ever seen the champion, where the population has none as fit.
+
+    Its weights, of shape [size], go to rank 0. Collective over the world.
+    """
+    offers = topology.world.allgather(lost.record if topology.is_leader else None)
+    found = [(_rank(record), rank, record) for rank, record in enumerate(offers) if record]
+    best = fittest(population.individuals).fitness
+    if population.champion is not None and population.champion.fitness < best:
+        best = population.champion.fitness
+    else:
+        population.champion = population.champion_weights = None
+    if not found or min(entry[0] for entry in found)[0] >= best:
+        return
+    _, rank, population.champion = min(found, key=lambda entry: entry[:2])
+    uid, source = population.champion.uid, rank // topology.ranks_per_group
+    if not topology.is_leader:
+        return
+    arrived = {uid: lost.weights} if source == 0 and lost.weights is not None else {}
+    transfers = [Transfer(uid, source, 0)] if source else []
+    exchange(topology.peers, transfers, lambda _: _present(lost), arrived, size)
+    population.champion_weights = arrived.get(uid) if topology.world.rank == 0 else None
+
+
+def _present(lost: Lost) -> Weights:
+    assert lost.weights is not None
+    return lost.weights
