@@ -3,7 +3,6 @@
 `esgd run` does no more than this; programs that hold a communicator and notebooks call `run`.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import Drawn, Recipe, recipe_data
+from esgd_hpc.device import choose_device, device_name
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
 from esgd_hpc.history import GenerationRow, History, generation_row
@@ -151,6 +151,7 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
     task: Task
     learner: Learner
     hyperparameters: dict[str, Drawn]
+    device: torch.device
     headline: str
 
 
@@ -170,7 +171,9 @@ def _prepared(
             "looking for checkpoints",
             lambda: find_start(recipe, folder, resume, changing),
         )
-        device = together(comm, "choosing a device", lambda: _device(recipe, topology))
+        device = together(
+            comm, "choosing a device", lambda: choose_device(recipe.topology, topology.local_rank)
+        )
         _refuse_different(comm, "ranks compute on different kinds of device", device.type)
         with closed_together(_start_averaging(recipe, topology, device)) as group:
             task = task or together(
@@ -191,6 +194,7 @@ def _prepared(
                 task=task,
                 learner=learner,
                 hyperparameters=hyperparameters,
+                device=device,
                 headline=_headline(recipe, topology, group.name, device, learner.layout),
             )
 
@@ -242,6 +246,7 @@ def _train(
     writer = None
     if folder is not None:
         made_by = on_root(topology.world, "looking for what made the run", provenance)
+        made_by["device"] = device_name(ready.device)
         writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by)
     saving = Saving(writer, recipe.checkpoint, topology)
 
@@ -300,25 +305,6 @@ def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights
 
 
 # What is known of the run -------------------------------------------------------------------------
-
-
-def _device(recipe: Recipe, topology: Topology) -> torch.device:
-    """Choose this rank's device: its GPU by local rank, or the CPU."""
-    setting = recipe.topology.device
-    available = torch.cuda.is_available()
-    if setting == "cuda" and not available:
-        raise InputError(
-            'topology.device = "cuda": torch finds no GPU on a rank; ask the scheduler for GPUs,'
-            ' install a CUDA build of torch, or set topology.device = "cpu"'
-        )
-    if setting == "cpu" or not available:
-        return torch.device("cpu")
-    if recipe.topology.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _headline(

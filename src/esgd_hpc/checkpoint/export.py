@@ -1,10 +1,18 @@
 """How one individual's flat vector becomes the tensors of an ordinary weights file, and back.
 
-Reads and makes NumPy arrays; only writing a .pt file needs torch.
+Reads and makes NumPy arrays; only a .pt file needs torch. What is known of the tensors lies beside
+them as plain texts, and comes back with
+
+    safetensors.safe_open("best.safetensors", "np").metadata()
+    torch.load("best.pt", weights_only=True)._metadata[".esgd"]
+
+the latter where torch itself keeps the versions of modules. No module can be called ".esgd", for
+torch allows no dot in a name, so `load_state_dict` never looks at it.
 """
 
 import os
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from esgd_hpc.checkpoint.reader import Checkpoint
 from esgd_hpc.errors import InputError, RunError
 from esgd_hpc.layout import Entry, Layout
 from esgd_hpc.population import Weights
@@ -21,6 +30,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 """State-dict name to array."""
 
 ENDINGS = (".safetensors", ".pt")
+
+METADATA_KEY = ".esgd"
+"""Key of a .pt file's `_metadata`, a mapping of module names to mappings."""
 
 
 # From a vector ------------------------------------------------------------------------------------
@@ -43,8 +55,30 @@ def _array(entry: Entry, vector: Weights) -> npt.NDArray[Any]:
     return np.frombuffer(places.tobytes()[:used], entry.dtype).reshape(entry.shape).copy()
 
 
+def average_weights(checkpoint: Checkpoint, uids: Sequence[int], fittest: int) -> Weights:
+    """Return the recombination of these individuals, shape [P], as `evolution.operators` makes it.
+
+    Parameters and floating buffers are the mean, added up in uid order; integer buffers are those
+    of `fittest`, one of the uids. Holds two vectors, however many are averaged.
+    """
+    end = checkpoint.layout.num_floats
+    average = np.empty(checkpoint.layout.size, dtype=np.float32)
+    for place, uid in enumerate(sorted(uids)):
+        weights = checkpoint.read_weights([uid])[uid]
+        if place == 0:
+            average[:end] = weights[:end]
+        else:
+            average[:end] += weights[:end]
+        if uid == fittest:
+            average[end:] = weights[end:]
+        del weights  # before the next is read
+    if len(uids) > 1:
+        average[:end] /= np.float32(len(uids))
+    return average
+
+
 def write_state_dict(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file with metadata, or a .pt file of tensors only, in one step.
+    """Write a .safetensors or a .pt file of tensors, with metadata, in one step.
 
     A .pt file loads with `torch.load(path, weights_only=True)`. An existing file is replaced.
     Raises InputError for another ending or a missing folder, RunError where the disk refuses.
@@ -58,7 +92,7 @@ def write_state_dict(path: Path, arrays: Arrays, metadata: Mapping[str, str]) ->
     new = path.with_name(path.name + ".tmp")
     try:
         if path.suffix == ".pt":
-            _write_torch(new, arrays)
+            _write_torch(new, arrays, metadata)
         else:
             new.write_bytes(safetensors.numpy.save(arrays, dict(metadata)))
         with new.open("rb") as file:
@@ -70,11 +104,13 @@ def write_state_dict(path: Path, arrays: Arrays, metadata: Mapping[str, str]) ->
         raise RunError(f"{path}: cannot be written: {error}") from None
 
 
-def _write_torch(path: Path, arrays: Arrays) -> None:
+def _write_torch(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
     import torch
 
     tensors = {id(array): torch.from_numpy(array) for array in arrays.values()}
-    torch.save({name: tensors[id(array)] for name, array in arrays.items()}, path)
+    state = OrderedDict((name, tensors[id(array)]) for name, array in arrays.items())
+    state._metadata = OrderedDict({METADATA_KEY: dict(metadata)})  # type: ignore[attr-defined]
+    torch.save(state, path)
 
 
 # To a vector --------------------------------------------------------------------------------------
@@ -92,6 +128,15 @@ def read_state_dict(path: Path) -> Arrays:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # safetensors and the types that NumPy lacks raise many kinds
         raise InputError(f"{path}: not a .safetensors file that can be read: {error}") from None
+
+
+def read_back(path: Path) -> Arrays:
+    """Return the arrays of a file that `write_state_dict` has written."""
+    if path.suffix != ".pt":
+        return read_state_dict(path)
+    import torch
+
+    return {name: t.numpy() for name, t in torch.load(path, weights_only=True).items()}
 
 
 def vector_from(layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], source: str) -> Weights:

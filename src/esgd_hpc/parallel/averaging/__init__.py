@@ -4,14 +4,16 @@ horovod   one Horovod world per group         torch   torch.distributed, NCCL or
 mpi       one flat MPI_Allreduce              single  no-op twin for groups of one rank
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from mpi4py import MPI
 from torch import Tensor
 
 from esgd_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI  # a group of one does without
 
 
 class Averaging(Protocol):
@@ -51,7 +53,7 @@ def resolve(choice: str, device: str) -> str:
     return "torch" if device == "cuda" else "mpi"
 
 
-def check_usable(name: str, group: MPI.Comm) -> None:
+def check_usable(name: str, group: "MPI.Comm") -> None:
     """Raise InputError if this rank cannot start the named implementation. Local."""
     if name == "horovod" and group.size > 1:
         from esgd_hpc.parallel.averaging import horovod
@@ -63,7 +65,7 @@ def check_usable(name: str, group: MPI.Comm) -> None:
         torch.check_usable()
 
 
-def start(name: str, group: MPI.Comm, device: str) -> Averaging:
+def start(name: str, group: "MPI.Comm", device: str) -> Averaging:
     """Start the named implementation over `group`. Collective over `group`, after `check_usable`.
 
     `device` is "cpu" or "cuda". A group of one rank gets the no-op twin whatever the name.
