@@ -12,7 +12,7 @@ from esgd_hpc.errors import EsgdError, InputError, print_error
 
 DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
 
-SERIAL_COMMANDS = ("inspect", "verify", "export", "recipes")
+SERIAL_COMMANDS = ("inspect", "verify", "export", "report", "recipes")
 """Those that MPI has no part in, also in a job script where the launcher's variables are set."""
 
 SECONDS_TO_SPEAK = 2.0
@@ -20,7 +20,7 @@ SECONDS_TO_SPEAK = 2.0
 EXIT_STATUS = """\
 exit status:
   0   done
-  1   the run failed, or verify found damage
+  1   the run failed, verify found damage, or export --check-fitness another fitness
   2   bad input
   99  stopped early at a complete checkpoint; start the same command again to go on
 """
@@ -80,9 +80,37 @@ def parser() -> argparse.ArgumentParser:
         help="what each rank logs to standard error, with its rank and group",
     )
 
-    inspect = commands.add_parser("inspect", help="show a run's history and population")
+    inspect = commands.add_parser(
+        "inspect", help="show a run's history and population, individuals, and their descent"
+    )
     inspect.add_argument("run", metavar="RUN", help="folder of a run, or of one generation")
     inspect.add_argument("--generation", metavar="N", type=int, help="default: the newest")
+    question = inspect.add_mutually_exclusive_group()
+    question.add_argument(
+        "--individual",
+        metavar="best|UID",
+        help="tell its story: birth, SGD steps, how long it lived, children",
+    )
+    question.add_argument(
+        "--ancestry", metavar="best|UID", help="show from whom it descends, as a tree"
+    )
+    question.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two individuals, such as best 12, or two generations, such as generation:4"
+        " generation:5",
+    )
+    inspect.add_argument(
+        "--depth",
+        metavar="N",
+        type=int,
+        help="how many births --ancestry goes back (default: 4; all with --json; all that an image"
+        " has room for)",
+    )
+    inspect.add_argument(
+        "--output", metavar="FILE", help="FILE.png or FILE.svg: draw the --ancestry as well"
+    )
     inspect.add_argument("--json", action="store_true", help="one JSON object, fit for programs")
 
     verify = commands.add_parser("verify", help="read every byte of a run's checkpoints")
@@ -91,10 +119,28 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write an individual as an ordinary weights file")
     export.add_argument("run", metavar="RUN", help="folder of a run, or of one generation")
-    export.add_argument("--individual", metavar="UID", default="best", help="default: best")
+    export.add_argument(
+        "--individual",
+        metavar="best|elite|UID",
+        default="best",
+        help="the fittest ever seen (default), the average of the m-elite, or one by its uid",
+    )
     export.add_argument("--generation", metavar="N", type=int, help="default: the newest")
     export.add_argument(
         "--output", metavar="FILE", required=True, help="FILE.safetensors or FILE.pt"
+    )
+    export.add_argument(
+        "--check-fitness",
+        action="store_true",
+        help="score the file's weights with the run's task: is it the recorded fitness?",
+    )
+
+    report = commands.add_parser("report", help="write an HTML page on one or several runs")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    report.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of report.html (default: the run's, or report/ for several runs)",
     )
 
     commands.add_parser("recipes", help="list the recipes that come with esgd")

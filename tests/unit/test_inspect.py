@@ -1,4 +1,4 @@
-"""What `esgd inspect`, `verify`, `export` and `recipes` print, write and return."""
+"""What `esgd inspect`, `verify` and `recipes` print and return."""
 
 import argparse
 import json
@@ -7,13 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 
 from esgd_hpc.checkpoint.reader import open_checkpoint, population_digest
-from esgd_hpc.commands import export, inspect, recipes, verify
+from esgd_hpc.commands import inspect, recipes, verify
 from esgd_hpc.config import recipe_data
 from esgd_hpc.errors import InputError
 from esgd_hpc.recipe_file import recipe_names
@@ -23,7 +20,6 @@ from unit.test_checkpoint import (
     make_layout,
     make_population,
     make_recipe,
-    make_weights,
     write,
 )
 
@@ -38,7 +34,8 @@ def run(tmp_path: Path) -> Path:
 
 def called(module: Any, run: Path, capsys: pytest.CaptureFixture[str], **arguments: Any) -> str:
     """Run a command that succeeds and return what it printed."""
-    defaults = {"run": str(run), "generation": None, "json": False}
+    options = ("generation", "individual", "ancestry", "compare", "depth", "output")
+    defaults = {"run": str(run), "json": False, **dict.fromkeys(options)}
     assert module.execute(argparse.Namespace(**(defaults | arguments))) == 0
     return capsys.readouterr().out
 
@@ -82,6 +79,7 @@ def test_json_is_the_object_that_scripts_rely_on(
             "batch_size": 128,
             "hyperparameters": {"dropout": 0.25, "layers": 2, "tied": True, "cell": "gru"},
         },
+        "in_population": True,
     }
     assert shown["theorem_1_holds"] is False
     assert [member["uid"] for member in shown["population"]] == [2, 5, 8, 11, 14]
@@ -99,6 +97,10 @@ def test_json_is_the_object_that_scripts_rely_on(
         "median": [3.0, 1.5, 1.0],
         "worst": [None, 4.0, 4.0],
         "elite_offspring_fraction": [0.25, 0.25, 0.25],
+        "best_ever": [0.5, 0.5 / 2, 0.5 / 3],
+        "lower_quartile": [2.5, 2.5 / 2, 2.5 / 3],
+        "upper_quartile": [3.5, 3.5 / 2, 3.5 / 3],
+        "diversity": [0.5, 1.5, 2.5],
     }
 
 
@@ -202,57 +204,6 @@ def test_verify_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "history.h5: damaged, or not a file of esgd" in report["problems"][0]
 
 
-# ---------------------------------------------------------------- export
-
-
-def test_export_to_safetensors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run.parent / "best.safetensors"
-    out = called(export, run, capsys, individual="best", output=str(path))
-    assert out == f"{path}: individual 2 of generation 2, fitness 2.33333\n"
-    with safetensors.safe_open(path, "np") as file:
-        described = file.metadata()
-    expected = {"uid": "2", "fitness": repr(7 / 3), "generation": "2", "task": "digits"}
-    assert expected.items() <= described.items()
-    assert set(described) - set(expected) == {"method", "esgd_version", "weights_sha256"}
-    arrays = safetensors.numpy.load_file(path)
-    assert arrays["encoder.weight"].tobytes() == make_weights(2, make_layout())[:12].tobytes()
-    assert np.array_equal(arrays["decoder.weight"], arrays["encoder.weight"], equal_nan=True)
-    assert arrays["norm.num_batches_tracked"].dtype == np.int64
-
-
-def test_export_to_pt(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
-    path = run.parent / "one.pt"
-    called(export, run, capsys, individual="7", output=str(path), generation=1)
-    tensors = torch.load(path, weights_only=True)
-    assert isinstance(tensors, dict)
-    expected = make_weights(7, make_layout())
-    assert tensors["encoder.weight"].numpy().tobytes() == expected[:12].tobytes()
-    assert tensors["decoder.weight"].data_ptr() == tensors["encoder.weight"].data_ptr()
-    assert tensors["mask"].dtype == torch.bool
-    assert sorted(p.name for p in run.parent.iterdir()) == ["one.pt", "run"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"output": "best.npz"}, "must end in .safetensors or .pt"),
-        ({"output": "none/best.pt"}, "does not exist; make it first"),
-        ({"individual": "99"}, "--individual 99: not in this generation; `best`, or one of 2, 5,"),
-        ({"individual": "worst"}, "--individual worst"),
-    ],
-)
-def test_export_of_what_cannot_be(
-    run: Path, capsys: pytest.CaptureFixture[str], arguments: dict[str, str], told: str
-) -> None:
-    defaults = {"individual": "best", "output": "best.pt"}
-    paths = {"output": str(run.parent / (defaults | arguments)["output"])}
-    with pytest.raises(InputError, match=told):
-        called(export, run, capsys, **(defaults | arguments | paths))
-    assert [p.name for p in run.parent.iterdir()] == ["run"]
-
-
 # ---------------------------------------------------------------- recipes
 
 
@@ -267,20 +218,16 @@ def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str
 # ---------------------------------------------------------------- cost
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "export"])
+@pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_looking_at_a_run_loads_neither_torch_nor_mpi(run: Path, command: str) -> None:
     program = """
-        import argparse, importlib, sys
+        import importlib, sys
+        from esgd_hpc.cli import parser
         command = importlib.import_module("esgd_hpc.commands." + sys.argv[1])
         assert "numpy" not in sys.modules
-        status = command.execute(argparse.Namespace(
-            run=sys.argv[2], generation=None, json=True, individual="best", output=sys.argv[3]
-        ))
+        status = command.execute(parser().parse_args([*sys.argv[1:], "--json"]))
         assert not {"torch", "mpi4py"} & sys.modules.keys()
         sys.exit(status)
     """
-    output = run.parent / "best.safetensors"
     program = "\n".join(line.strip() for line in program.splitlines())
-    subprocess.run(
-        [sys.executable, "-c", program, command, str(run), str(output)], check=True, timeout=60
-    )
+    subprocess.run([sys.executable, "-c", program, command, str(run)], check=True, timeout=60)

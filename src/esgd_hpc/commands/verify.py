@@ -3,31 +3,39 @@
 import argparse
 import json
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esgd_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from esgd_hpc.checkpoint.isolated import Reader
+
+Say = Callable[[str], None]
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print what is right and wrong, and return 0, or 1 where there is damage.
 
-    Raises InputError where there is no checkpoint to look at.
+    A line comes as soon as its generation is read. Raises InputError where there is no checkpoint
+    to look at.
     """
-    run = Path(arguments.run)
-    report = _report(run)
+    report = _report(Path(arguments.run), _silent if arguments.json else _print)
     if arguments.json:
         print(json.dumps(report, indent=2))
-    else:
-        _print(report)
     return 0 if report["ok"] else 1
 
 
-def _report(run: Path) -> dict[str, Any]:
-    """Return {run, ok, generations [{folder, ok, problems}], problems, notes}."""
+def _report(run: Path, say: Say) -> dict[str, Any]:
+    """Return {run, ok, generations [{folder, ok, problems, lost}], problems, notes}.
+
+    `lost` has the uids of the individuals whose weights are damaged or missing.
+    """
     from esgd_hpc.checkpoint import files
-    from esgd_hpc.checkpoint.history_file import read_history_file
-    from esgd_hpc.checkpoint.verify import verify_checkpoint
+    from esgd_hpc.checkpoint.isolated import Reader
+    from esgd_hpc.checkpoint.verify import examine_checkpoint
 
     if not os.path.isdir(run):
         raise InputError(f"{run}: no such folder")
@@ -35,17 +43,23 @@ def _report(run: Path) -> dict[str, Any]:
     folders = [run] if single else [generation.path for generation in files.generations(run)]
     if not folders:
         raise InputError(f"{run}: no checkpoint in this folder")
-    generations = []
-    for folder in folders:
-        problems = verify_checkpoint(folder)
-        generations.append({"folder": folder.name, "ok": not problems, "problems": problems})
-    problems, notes = [], []
+    generations: list[dict[str, Any]] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    with Reader() as reader:
+        for folder in folders:
+            found = examine_checkpoint(folder, reader)
+            if found.problems and not os.path.lexists(folder):
+                notes.append(f"{folder.name} was deleted by a running job while it was read")
+                continue
+            ok = not found.problems
+            say(f"{folder.name}  {'ok' if ok else 'DAMAGED'}")
+            for problem in found.problems:
+                say(f"    {problem}")
+            generations.append({"folder": folder.name, "ok": ok, **found._asdict()})
+        if not single:
+            problems = _history_problems(run / files.HISTORY, reader)
     if not single:
-        if (run / files.HISTORY).exists():
-            try:
-                read_history_file(run / files.HISTORY)
-            except InputError as error:
-                problems.append(str(error))
         latest = run / files.LATEST
         if latest.is_symlink() and not latest.exists():
             notes.append(f"{files.LATEST} names a generation that is gone; nothing depends on it")
@@ -53,6 +67,8 @@ def _report(run: Path) -> dict[str, Any]:
             f"{path.name} was not finished; the next checkpoint deletes it"
             for path in files.temporary_generations(run)
         ]
+    for line in (*problems, *(f"note: {note}" for note in notes)):
+        say(line)
     ok = not problems and all(generation["ok"] for generation in generations)
     return {
         "run": str(run),
@@ -63,14 +79,24 @@ def _report(run: Path) -> dict[str, Any]:
     }
 
 
-def _print(report: dict[str, Any]) -> None:
-    from esgd_hpc.commands.inspect import printable
+def _history_problems(path: Path, reader: "Reader") -> list[str]:
+    """Return what is wrong with history.h5, which no checkpoint depends on. It may be missing."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return [f"{path.name}: not a plain file"]
+        reader.history(path)
+    except FileNotFoundError:
+        return []
+    except InputError as error:
+        return [str(error)]
+    return []
 
-    for generation in report["generations"]:
-        print(f"{generation['folder']}  {'ok' if generation['ok'] else 'DAMAGED'}")
-        for problem in generation["problems"]:
-            print(f"    {printable(problem)}")
-    for problem in report["problems"]:
-        print(printable(problem))
-    for note in report["notes"]:
-        print(f"note: {printable(note)}")
+
+def _print(line: str) -> None:
+    from esgd_hpc.commands.inspect.words import printable
+
+    print(printable(line), flush=True)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""

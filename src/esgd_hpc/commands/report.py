@@ -1,0 +1,84 @@
+"""`esgd report`: what a person looks at after a run, or to compare several."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esgd_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from esgd_hpc.checkpoint.reader import Checkpoint
+
+PAGE = "report.html"
+SEVERAL = "report"
+"""Default folder of the report on several runs."""
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Write the page, say where it is, and return 0.
+
+    Raises InputError for a run that cannot be read and where plotly is not installed, RunError
+    where the disk refuses.
+    """
+    from esgd_hpc.checkpoint.reader import open_checkpoint
+
+    try:
+        from esgd_hpc.report.page import render_page
+
+        checkpoints = [open_checkpoint(Path(run)) for run in arguments.runs]
+        page = render_page(dict(zip(_names(arguments.runs, checkpoints), checkpoints, strict=True)))
+    except ModuleNotFoundError as error:
+        if error.name not in ("plotly", "jinja2", "markupsafe"):
+            raise
+        raise InputError(
+            f'the report needs {error.name}, which is not installed; pip install "esgd-hpc[report]"'
+        ) from None
+    path = _folder(arguments.output, checkpoints) / PAGE
+    _write(path, page)
+    print(f"{path}: open it in a browser")
+    return 0
+
+
+def _names(runs: Sequence[str], checkpoints: Sequence["Checkpoint"]) -> list[str]:
+    """Return the name of each run's folder, or the whole path where they would be the same."""
+    from esgd_hpc.checkpoint.files import is_generation_folder
+
+    names = []
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        named = is_generation_folder(Path(run).absolute())
+        folder = checkpoint.path.resolve().parent
+        names.append(f"{folder.name}, generation {checkpoint.generation}" if named else folder.name)
+    return names if len(set(names)) == len(names) else list(runs)
+
+
+def _folder(output: str | None, checkpoints: Sequence["Checkpoint"]) -> Path:
+    """Return the folder of the report, made where it is missing."""
+    from esgd_hpc.checkpoint.files import cannot_write
+
+    if output is None and len(checkpoints) == 1:
+        return checkpoints[0].path.parent
+    folder = Path(SEVERAL if output is None else output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--output {folder}: is a file; name a folder") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step."""
+    from esgd_hpc.checkpoint import files
+
+    new = path.with_name(path.name + files.TEMPORARY_SUFFIX)
+    try:
+        files.write_file(new, content)
+        new.replace(path)
+    except OSError as error:
+        raise files.cannot_write(path, error) from None
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
