@@ -19,6 +19,9 @@ OPTIMIZERS: tuple[OptimizerName, ...] = ("none", "sgd", "adam")
 """What an individual was last trained by; none before its first SGD step."""
 
 
+BirthOrigin = Literal["initial", "offspring", "anchor", "unknown"]
+
+
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of one generation; generation 0 is the initial population."""
 
@@ -57,14 +60,14 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     born: int
     """Generation."""
-    origin: Origin
-    """initial, offspring or anchor."""
+    origin: BirthOrigin
+    """unknown: from before the record, in a run that began in format 1."""
     parents: tuple[int, ...]
     noise_seed: str
     """128-bit key, decimal; with `sigma` and the parents enough to make it again."""
     sigma: float
     fitness: float
-    """When it was first scored."""
+    """When it was first scored; NaN if that is not known."""
 
 
 class SgdStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,14 +213,19 @@ def _offspring(child: Individual, selected: bool) -> Offspring:
 
 
 def _birth(individual: Individual) -> Birth:
+    if individual.origin == "sgd":  # of a run that began in format 1
+        origin: BirthOrigin = "offspring" if individual.parents else "unknown"
+        fitness = math.nan
+    else:
+        origin, fitness = individual.origin, individual.fitness
     return Birth(
         uid=individual.uid,
         born=individual.born,
-        origin=individual.origin,
+        origin=origin,
         parents=individual.parents,
         noise_seed=individual.noise_seed,
         sigma=individual.sigma,
-        fitness=individual.fitness,
+        fitness=fitness,
     )
 
 

@@ -6,13 +6,13 @@ Pure queries over a `History`. They know the individuals that were ever selected
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import msgspec
 
 from esgd_hpc.errors import InputError
 from esgd_hpc.history import Birth, History, Offspring, SgdStep
-from esgd_hpc.population import Individual, fittest
+from esgd_hpc.population import Individual, Origin, fittest
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +87,11 @@ class Lineage:
         birth, steps = self.births[uid], self._steps.get(uid, [])
         last = steps[-1] if steps else None
         changed = any(step.epochs > step.back_offs for step in steps)
+        at_birth: Origin = "initial" if birth.origin == "unknown" else birth.origin
         return Individual(
             uid=uid,
             fitness=last.fitness if last else birth.fitness,
-            origin="sgd" if changed else birth.origin,
+            origin="sgd" if changed else at_birth,
             born=birth.born,
             parents=birth.parents,
             noise_seed=birth.noise_seed,
@@ -135,11 +136,15 @@ class Lineage:
 
 
 def _births(history: History) -> dict[int, Birth]:
-    """Return the births by uid, with one for the anchor: the only parent that is never selected."""
+    """Return the births by uid, with one for the anchor: the only parent that is never selected.
+
+    Where the record does not begin with the run, other parents are not known either.
+    """
     births = {birth.uid: birth for birth in history.births}
+    is_whole = all(history.survivors)
     for birth in history.births:
         for parent in birth.parents:
-            births.setdefault(parent, _anchor(parent))
+            births.setdefault(parent, _unselected(parent, "anchor" if is_whole else "unknown"))
     return dict(sorted(births.items()))
 
 
@@ -165,11 +170,11 @@ def _check(history: History, births: Mapping[int, Birth]) -> None:
             refuse(f"individual {uid} is there in generation {generation}, before its birth")
 
 
-def _anchor(uid: int) -> Birth:
+def _unselected(uid: int, origin: Literal["anchor", "unknown"]) -> Birth:
     return Birth(
         uid=uid,
         born=0,
-        origin="anchor",
+        origin=origin,
         parents=(),
         noise_seed="0",
         sigma=0.0,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -652,3 +653,20 @@ def test_damaged_weights_are_not_compared(
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"the weights of individual {second} are damaged"):
         told(capsys, tmp_path, "--compare", first, second)
+
+
+def test_a_run_that_began_in_format_1_has_the_lineage_since_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD, run)
+    esgd_hpc.run(esgd_hpc.load_recipe(str(run / "recipe.toml")), MPI.COMM_SELF, output=run)
+    checkpoint = open_checkpoint(run)
+    history = checkpoint.history
+    assert len(history.rows) == len(history.survivors) == len(history.offspring) == 5
+    assert [bool(members) for members in history.survivors] == [False] * 3 + [True] * 2
+    text = asked(capsys, run, "--ancestry", "best", "--output", str(tmp_path / "tree.svg"))
+    assert "unknown" in text
+    assert "anchor" not in text
+    with pytest.raises(InputError, match="the run began in format 1, which has no lineage"):
+        asked(capsys, run, "--generation", "1")

@@ -1,6 +1,7 @@
 """`esgd report`: what a person looks at after a run, or to compare several."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,12 +55,15 @@ def _names(runs: Sequence[str], checkpoints: Sequence["Checkpoint"]) -> list[str
 
 
 def _folder(output: str | None, checkpoints: Sequence["Checkpoint"]) -> Path:
-    """Return the folder of the report, made where it is missing."""
+    """Return the folder of the report, made where it is missing.
+
+    Its path is absolute, so that it can be pasted into a browser.
+    """
     from esgd_hpc.checkpoint.files import cannot_write
 
     if output is None and len(checkpoints) == 1:
-        return checkpoints[0].path.parent
-    folder = Path(SEVERAL if output is None else output)
+        return Path(os.path.abspath(checkpoints[0].path)).parent  # of the link `latest` itself
+    folder = Path(os.path.abspath(SEVERAL if output is None else output))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -73,7 +77,8 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file in one step."""
     from esgd_hpc.checkpoint import files
 
-    new = path.with_name(path.name + files.TEMPORARY_SUFFIX)
+    # Started on several ranks by mistake, each writes its own.
+    new = path.with_name(f"{path.name}.{os.getpid()}{files.TEMPORARY_SUFFIX}")
     try:
         files.write_file(new, content)
         new.replace(path)

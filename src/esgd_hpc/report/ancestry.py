@@ -36,7 +36,12 @@ DOTS_PER_INCH = 110.0
 MOST_DOTS = 30_000
 """Of a side of a .png; a wider tree gets fewer dots per inch."""
 
-ORIGIN_COLORS = {"initial": "#d7dce3", "offspring": "#d3ead2", "anchor": "#f6e3b4"}
+ORIGIN_COLORS = {
+    "initial": "#d7dce3",
+    "offspring": "#d3ead2",
+    "anchor": "#f6e3b4",
+    "unknown": "#ffffff",
+}
 OPTIMIZER_COLORS = {"sgd": "#1f6fb4", "adam": "#d9662b"}
 LINE, FAINT, FAILED = "#5b6470", "#a9b1bb", "#c0182b"
 

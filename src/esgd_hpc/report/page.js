@@ -118,9 +118,10 @@
     });
   }
 
-  function scale(isLog, low, high) {
+  /** Return a scale with labels at 1, 2 and 5 of each decade where there are few `decades`. */
+  function scale(isLog, low, high, decades = 3) {
     if (!isLog) return {};
-    return { type: "log", tickformat: "~g", dtick: Math.log10(high / low) > 3 ? 1 : "D2" };
+    return { type: "log", tickformat: "~g", dtick: Math.log10(high / low) > decades ? 1 : "D2" };
   }
 
   /** Return what our legend needs of a trace. Traces of a group are hidden together. */
@@ -405,7 +406,7 @@
     const [left, right] = [least(drawn.map(across)), most(drawn.map(across))];
     const ticks = words.length > 0
       ? { tickvals: places(words), ticktext: words.map((word) => escaped(short(String(word)))) }
-      : { ...scale(isWide(left, right), left, right), tickformat: "~g" };
+      : { ...scale(isWide(left, right), left, right, narrow.matches ? 1.7 : 3), tickformat: "~g" };
     return {
       traces,
       layout: {

@@ -58,6 +58,8 @@ def birth_text(birth: Birth | None) -> str:
     if birth is None:
         return "its birth is not recorded (an anchor, or from before the record)"
     fitness = f"fitness at birth {fitness_text(birth.fitness)}"
+    if birth.origin == "unknown":
+        return f"born in generation {birth.born}, before the record"
     if birth.origin == "initial":
         return f"of the initial population, {fitness}"
     if birth.origin == "anchor":

@@ -67,8 +67,8 @@ class View:
         found = last_population(self.history, self.lineage)
         if not found:
             raise InputError(
-                f"{self.checkpoint.path}: the history is damaged: nobody is in generation"
-                f" {self.generation}"
+                f"{self.checkpoint.path}: nobody is recorded in generation {self.generation}: the"
+                " run began in format 1, which has no lineage"
             )
         return found
 
