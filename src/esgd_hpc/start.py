@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from esgd_hpc import rng
+from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.export import read_state_dict, vector_from
 from esgd_hpc.checkpoint.lock import refuse_file
 from esgd_hpc.checkpoint.reader import Checkpoint, open_checkpoint
@@ -57,6 +58,9 @@ def find_start(
     if folder is None:
         return Found()
     refuse_file(folder)
+    latest = folder / files.LATEST
+    if latest.exists() and not latest.is_symlink():  # a copy that followed links
+        raise InputError(f"--output {folder}: {latest} is no link of ours; rename or remove it")
     path, notes = newest_valid(folder)
     if path is None:
         if resume == "require":

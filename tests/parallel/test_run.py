@@ -408,6 +408,18 @@ def test_a_recipe_changed_on_purpose_is_recorded_and_fitness_keeps_its_meaning(
 
 
 @pytest.mark.parallel(1, 2)
+def test_something_else_called_latest_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    if WORLD.rank == 0:
+        (folder / "latest").mkdir()
+    WORLD.Barrier()
+    with pytest.raises(esgd_hpc.InputError, match=r"latest is no link of ours; rename or remove"):
+        esgd_hpc.run(recipe(), WORLD, task=Blobs(), output=folder)
+
+
+@pytest.mark.parallel(1, 2)
 def test_the_history_tells_where_everybody_came_from(tmp_path: Path) -> None:
     folder = Path(WORLD.bcast(str(tmp_path)))
     settings = recipe(evolution={"steps": 2}, generations=3)

@@ -655,11 +655,12 @@ def test_damaged_weights_are_not_compared(
         told(capsys, tmp_path, "--compare", first, second)
 
 
+@pytest.mark.usefixtures("watched")  # the first run of a process changes its environment
 def test_a_run_that_began_in_format_1_has_the_lineage_since_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(OLD, run)
+    shutil.copytree(OLD, run, symlinks=True)
     esgd_hpc.run(esgd_hpc.load_recipe(str(run / "recipe.toml")), MPI.COMM_SELF, output=run)
     checkpoint = open_checkpoint(run)
     history = checkpoint.history
