@@ -124,11 +124,30 @@ Or take the wheel: cmake --preset ... -DESGD_MPI=wheel" ${explain}
 else()  # a cluster: its own settings hold, and its login node may start no ranks
   set(exports "ESGD_MPIEXEC=${ESGD_MPIEXEC}")
 endif()
+
+# The HDF5 of some years ago, apart from everything else: a test reads our files with it.
+set(older_hdf5 "")
+if(ESGD_TESTS)
+  set(ESGD_OLDER_HDF5 "${CMAKE_BINARY_DIR}/older-hdf5")
+  set(older_pins "${CMAKE_CURRENT_SOURCE_DIR}/tests/older-hdf5.txt")
+  set(older_hdf5 "${stamps}/older-hdf5")
+  add_custom_command(OUTPUT "${older_hdf5}"
+    COMMAND "${CMAKE_COMMAND}" -E rm -rf "${ESGD_OLDER_HDF5}"
+    COMMAND ${run} "-DREMEDY=${pip_remedy}" ${explain}
+      "${ESGD_PYTHON}" -m pip --disable-pip-version-check install --no-input --only-binary :all:
+      --target "${ESGD_OLDER_HDF5}" --requirement "${older_pins}"
+    COMMAND "${CMAKE_COMMAND}" -E touch "${older_hdf5}"
+    DEPENDS "${stamps}/venv" "${older_pins}"
+    COMMENT "Installing an older HDF5 for the tests"
+    USES_TERMINAL VERBATIM)
+  list(APPEND exports "ESGD_OLDER_HDF5=${ESGD_OLDER_HDF5}")
+endif()
+
 list(TRANSFORM exports REPLACE "^([A-Za-z0-9_]+)=(.*)$" "export \\1='\\2'")
 list(JOIN exports "\n" ESGD_EXPORTS)
 configure_file("${module_dir}/env.sh.in" "${CMAKE_BINARY_DIR}/env.sh" @ONLY)
 
-add_custom_target(environment ALL DEPENDS "${previous}")
+add_custom_target(environment ALL DEPENDS "${previous}" ${older_hdf5})
 if(NOT ESGD_PRESET STREQUAL "demo")
   add_custom_command(TARGET environment POST_BUILD
     COMMAND "${CMAKE_COMMAND}" -E echo "esgd is ready. Activate it with:  . '${CMAKE_BINARY_DIR}/env.sh'"

@@ -11,7 +11,7 @@ function(esgd_add_test name label timeout num_ranks)
   add_test(NAME ${name} COMMAND ${command} WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}")
   set_tests_properties(${name} PROPERTIES
     LABELS ${label} TIMEOUT ${timeout}
-    ENVIRONMENT "${ESGD_RANK_ENVIRONMENT}"
+    ENVIRONMENT "${ESGD_RANK_ENVIRONMENT};ESGD_OLDER_HDF5=${ESGD_OLDER_HDF5}"
     ENVIRONMENT_MODIFICATION "PATH=path_list_prepend:${ESGD_VENV}/bin")
 endfunction()
 

@@ -209,6 +209,11 @@ class CheckpointSettings(Table, frozen=True, kw_only=True):
     """Write while the next generation trains; a leader then holds its individuals up to twice."""
 
 
+class LoggingSettings(Table, frozen=True, kw_only=True):
+    tensorboard: bool = False
+    """Also log each generation for TensorBoard, in the folder `tensorboard` of the output."""
+
+
 class Recipe(Table, frozen=True, kw_only=True):
     """All that defines a run. Make one with `load_recipe` or `recipe_from`."""
 
@@ -229,6 +234,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     anchor: AnchorSettings = AnchorSettings()
     topology: TopologySettings = TopologySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     @property
     def num_parents(self) -> int:
@@ -246,7 +252,7 @@ class Recipe(Table, frozen=True, kw_only=True):
         return self.generations + (1 if self.fine_tuning.epochs else 0)
 
 
-FREE_KEYS = ("topology", "checkpoint")
+FREE_KEYS = ("topology", "checkpoint", "logging")
 """Tables that may differ between the runs of one output folder: they do not define the result."""
 
 

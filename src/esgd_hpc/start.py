@@ -63,12 +63,14 @@ def find_start(
         raise InputError(f"--output {folder}: {latest} is no link of ours; rename or remove it")
     path, notes = newest_valid(folder)
     if path is None:
-        if resume == "require":
+        if files.generations(folder):
             raise InputError(
-                f"--resume require: no complete generation in {folder}"
-                + "".join(f"; {note}" for note in notes)
+                f"--output {folder}: none of its generations can be read ({'; '.join(notes)});"
+                " `esgd verify` says more; move them away, or name another --output"
             )
-        return Found(notes=notes)
+        if resume == "require":
+            raise InputError(f"--resume require: no complete generation in {folder}")
+        return Found()
     if resume == "never":
         raise InputError(
             f"--resume never: {folder} already holds a run ({path.name}); name another --output"

@@ -420,6 +420,18 @@ def test_something_else_called_latest_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.parallel(1, 2)
+def test_a_run_of_which_nothing_can_be_read_is_not_begun_anew(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    esgd_hpc.run(recipe(generations=1), WORLD, task=Blobs(), output=folder)
+    if WORLD.rank == 0:
+        for path in folder.glob("gen_*/COMMIT.json"):
+            path.write_text('{"format": 99}')
+    WORLD.Barrier()
+    with pytest.raises(esgd_hpc.InputError, match=r"none of its generations can be read \(gen_0"):
+        esgd_hpc.run(recipe(generations=1), WORLD, task=Blobs(), output=folder)
+
+
+@pytest.mark.parallel(1, 2)
 def test_the_history_tells_where_everybody_came_from(tmp_path: Path) -> None:
     folder = Path(WORLD.bcast(str(tmp_path)))
     settings = recipe(evolution={"steps": 2}, generations=3)

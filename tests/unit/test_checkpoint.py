@@ -338,7 +338,7 @@ def test_rows_longer_than_a_chunk(tmp_path: Path) -> None:
     size = 2 * CHUNK_PLACES + 5
     rows = {4: np.arange(size, dtype=np.float32), 9: np.full(size, np.nan, dtype=np.float32)}
     path = tmp_path / "leader_00000.h5"
-    assert write_weights_file(path, rows, size) == files.file_sum(path)
+    assert write_weights_file(path, dict(rows), size) == files.file_sum(path)
     with open_weights_file(path, size) as weights:
         assert [len(piece) for piece in weights.pieces(0)] == [CHUNK_PLACES, CHUNK_PLACES, 5]
         assert np.array_equal(np.concatenate(list(weights.pieces(0))), rows[4])
@@ -541,7 +541,7 @@ def change_layout(old: bytes, new: bytes) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights": (flip_weights, "weights of individual 8 are damaged"),
+    "weights": (flip_weights, "leader_00000.h5: damaged: CRC-32"),
     "population": (lambda f: flip(f / "population.h5", 4000), "population.h5: damaged: CRC-32"),
     "truncated": (truncate, "leader_00000.h5: 100 bytes instead of"),
     "no leader": (lambda f: (f / "leader_00000.h5").unlink(), "leader_00000.h5: missing"),

@@ -6,6 +6,7 @@ length, also texts: HDF5 can loop for ever in a damaged heap of strings.
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from esgd_hpc.errors import EsgdError, InputError
 
 _VERSIONS = ("v110", "v110")
 _NEW_FILE = {"libver": _VERSIONS, "locking": False}
+_LARGE, _PAGE = 2**20, 2**12
+"""Bytes from which an object begins at a page, and of a page."""
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -40,66 +43,52 @@ def creating(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def creating_large(path: Path) -> Iterator[h5py.File]:
-    """Make a file for the length of a `with` block, then force it to disk.
+def outlining(outline: "Outline") -> Iterator[h5py.File]:
+    """Make a file for the length of a `with` block of which nothing is kept but the outline.
 
-    Nothing of it may be read in the block. Raises RunError, at the end, where the disk refused.
+    Large datasets begin at a page of the disk. Nothing of it may be read in the block.
     """
-    file = _LastingFile(path)
-    try:
-        with h5py.File(file, "w", **_NEW_FILE) as opened:
-            yield opened
-        file.sync()
-    finally:
-        file.raw.close()
-        if file.error is not None:
-            raise files.cannot_write(path, file.error) from None
+    with h5py.File(
+        outline, "w", **_NEW_FILE, alignment_threshold=_LARGE, alignment_interval=_PAGE
+    ) as file:
+        yield file
 
 
-class _LastingFile:
-    """A file that takes every write and keeps the first error for later.
+class Outline:
+    """Which bytes HDF5 writes of a file, and where.
 
-    HDF5 crashes the process when one of its writes fails (no space left, quota), so it never sees
-    that one did.
+    Space that it only allocates costs nothing. HDF5 meets no disk here: it crashes the process when
+    one of its writes fails (no space left, quota).
     """
 
-    def __init__(self, path: Path) -> None:
-        self.raw = path.open("w+b", buffering=0)
-        self.error: OSError | None = None
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, bytes]] = []
+        """(offset, bytes) in the order written; a later part may replace an earlier one."""
+        self.size = 0
+        self._place = 0
 
     def write(self, data: Any) -> int:
-        view = memoryview(data)
-        try:
-            while self.error is None and len(view):
-                view = view[self.raw.write(view) :]
-        except OSError as error:
-            self.error = error
-        return len(data)
+        part = bytes(data)
+        self.parts.append((self._place, part))
+        self._place += len(part)
+        self.size = max(self.size, self._place)
+        return len(part)
 
     def truncate(self, size: int) -> int:
-        try:
-            self.raw.truncate(size)
-        except OSError as error:
-            self.error = self.error or error
+        self.size = size
         return size
 
-    def sync(self) -> None:
-        try:
-            os.fsync(self.raw.fileno())
-        except OSError as error:
-            self.error = self.error or error
-
-    def read(self, size: int = -1) -> bytes | None:
-        return self.raw.read(size)
-
-    def readinto(self, buffer: Any) -> int | None:
-        return self.raw.readinto(buffer)
+    def read(self, size: int = -1) -> bytes:
+        raise io.UnsupportedOperation("an outline cannot be read")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.raw.seek(offset, whence)
+        self._place = (
+            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
+        )
+        return self._place
 
     def tell(self) -> int:
-        return self.raw.tell()
+        return self._place
 
     def flush(self) -> None:
         """Do nothing: there is no buffer."""
@@ -107,12 +96,17 @@ class _LastingFile:
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
     """Write one text as a scalar dataset, which may be longer than an attribute."""
-    group.create_dataset(name, data=_fixed_length(text))
+    _write_fixed_length(group, name, _fixed_length(text))
 
 
 def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     """Write a column of texts."""
-    group.create_dataset(name, data=_fixed_length(*texts).reshape(len(texts)))
+    _write_fixed_length(group, name, _fixed_length(*texts).reshape(len(texts)))
+
+
+def _write_fixed_length(group: h5py.Group, name: str, texts: npt.NDArray[np.bytes_]) -> None:
+    dataset = group.create_dataset(name, data=texts)
+    dataset.attrs["_Encoding"] = "utf-8"  # lets xarray show texts, not bytes
 
 
 def write_text_attributes(group: h5py.Group, texts: Mapping[str, str]) -> None:
@@ -134,11 +128,19 @@ def _fixed_length(*texts: str) -> npt.NDArray[np.bytes_]:
 def write_flags(
     group: h5py.Group, name: str, values: npt.ArrayLike, meanings: Sequence[str]
 ) -> h5py.Dataset:
-    """Write categories as int8, of any shape, with the flag attributes of the CF conventions."""
+    """Write categories as int8 and say what they mean."""
     dataset = group.create_dataset(name, data=np.asarray(values, dtype="i1"))
-    dataset.attrs["flag_values"] = np.arange(len(meanings), dtype="i1")
-    dataset.attrs["flag_meanings"] = " ".join(meanings)
+    describe_flags(dataset, meanings)
     return dataset
+
+
+def describe_flags(dataset: h5py.Dataset, meanings: Sequence[str], first: int = 0) -> None:
+    """Say by the flag attributes of the CF conventions what `first` and the numbers after it mean.
+
+    Meanings are single words.
+    """
+    dataset.attrs["flag_values"] = np.arange(first, first + len(meanings), dtype="i1")
+    dataset.attrs["flag_meanings"] = " ".join(meanings)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -174,8 +176,9 @@ def read_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     elsewhere = dataset.is_virtual or dataset.external is not None
     if elsewhere or dataset.id.get_create_plist().get_nfilters():
         raise InputError(f"{where}: stored in another way than esgd stores it")
-    if dataset.nbytes > os.path.getsize(group.file.filename):
-        raise InputError(f"{where}: claims {dataset.nbytes} bytes, more than the file has")
+    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize  # nbytes overflows
+    if claimed > os.path.getsize(group.file.filename):
+        raise InputError(f"{where}: claims {claimed} bytes, more than the file has")
     return dataset
 
 

@@ -9,11 +9,12 @@
     lineage/individual/             one row an individual ever selected
     lineage/step/                   one row an SGD step of an individual
     lineage/change/                 one row a key of the recipe that was changed on purpose
-    plots/                          NeXus NXdata groups of hard links, which h5web and silx draw
+    plots/                          what silx and h5web draw, see `history_plots`
 
 xarray opens the root and each table. history.h5 has it at its root, population.h5 in `history`.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from esgd_hpc.checkpoint import files, hdf5
-from esgd_hpc.checkpoint.tables import TRUTH, padded, parent_scale, read_table, write_table
+from esgd_hpc.checkpoint import files, hdf5, nexus
+from esgd_hpc.checkpoint.history_plots import write_plots
+from esgd_hpc.checkpoint.tables import (
+    NO_UID,
+    TRUTH,
+    describe_parents,
+    padded,
+    read_table,
+    write_table,
+)
 from esgd_hpc.errors import InputError
 from esgd_hpc.history import (
     OPTIMIZERS,
@@ -40,15 +49,15 @@ from esgd_hpc.history import (
 from esgd_hpc.population import ORIGINS
 
 _MEANINGS = {
-    "best": "fitness of the fittest individual",
-    "best_ever": "fitness of the fittest state seen so far",
-    "elite_average": "m-elitist average fitness",
+    "best": "fitness of the best",
+    "best_ever": "fitness of the best so far",
+    "elite_average": "average fitness of the elite",
     "lower_quartile": "lower quartile of the fitness",
-    "median": "median fitness",
+    "median": "median of the fitness",
     "upper_quartile": "upper quartile of the fitness",
-    "worst": "fitness of the least fit individual",
-    "elite_offspring_fraction": "share of the elite that are children of this generation",
-    "best_learning_rate": "learning rate of the fittest individual",
+    "worst": "fitness of the worst",
+    "elite_offspring_fraction": "share of children of this generation in the elite",
+    "best_learning_rate": "learning rate of the best",
     "diversity": "mean distance of two individuals",
 }
 """Columns of float64 and what viewers call them."""
@@ -59,6 +68,7 @@ _SECONDS = "seconds_"
 _DIVERSITY = "diversity_"
 _INDIVIDUALS = "individuals_"
 _PHASE = re.compile(r"[a-z_]+")
+_MAX_PHASES = 100
 _TABLES: dict[str, tuple[str, type[Any]]] = {
     "individual": ("births", Birth),
     "step": ("steps", SgdStep),
@@ -77,10 +87,10 @@ def write_history_file(
     new = path.with_name(path.name + files.TEMPORARY_SUFFIX)
     with hdf5.creating(new) as file:
         file.attrs["format"] = files.FORMAT_VERSION
-        write_history(file, history)
-        _write_plots(file)
+        data = json.loads(recipe)
+        nexus.describe(file, "History of a population", data, provenance)
+        write_history(file, history, nexus.run_name(data))
         hdf5.write_text(file, "recipe", recipe)
-        hdf5.write_text_attributes(file.create_group("provenance"), provenance)
     new.replace(path)
     files.fsync_folder(path.parent)
 
@@ -95,20 +105,38 @@ def read_history_file(path: Path) -> History:
 # Writing ------------------------------------------------------------------------------------------
 
 
-def write_history(group: h5py.Group, history: History) -> None:
-    """Write all of a history into an empty group."""
+def write_history(group: h5py.Group, history: History, run: str) -> None:
+    """Write all of a history into a group. `run` is the name of the run in the titles of plots."""
     generation = group.create_dataset(
         "generation", data=_int64([row.generation for row in history.rows])
     )
     generation.make_scale("generation")
     for column in _write_rows(group, history.rows):
         column.dims[0].attach_scale(generation)
+    num_parents = most_parents(history)
     if history.survivors:
-        _write_survivors(group, history.survivors)
-        _write_offspring(group, history.offspring)
+        _write_survivors(group, _aligned(history.survivors, history.rows))
+        _write_offspring(group, _aligned(history.offspring, history.rows), num_parents)
     lineage = group.create_group("lineage")
     for name, (attribute, kind) in _TABLES.items():
-        write_table(lineage.create_group(name), name, kind, getattr(history, attribute))
+        records = getattr(history, attribute)
+        write_table(lineage.create_group(name), name, kind, records, num_parents)
+    write_plots(group, run)
+
+
+def most_parents(history: History) -> int:
+    """Return the length of the dimension `parent`, which is the same everywhere in a file.
+
+    xarray's trees ask for that.
+    """
+    born = [birth.parents for birth in history.births]
+    children = [child.parents for row in history.offspring for child in row]
+    return max([1, *map(len, born), *map(len, children)])
+
+
+def _aligned(details: Sequence[tuple[Any, ...]], rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return one entry a row; a run that began in format 1 has none for its first rows."""
+    return [()] * (len(rows) - len(details)) + list(details)
 
 
 def _write_rows(group: h5py.Group, rows: Sequence[GenerationRow]) -> list[h5py.Dataset]:
@@ -144,86 +172,65 @@ def _write_rows(group: h5py.Group, rows: Sequence[GenerationRow]) -> list[h5py.D
 
 
 def _write_survivors(group: h5py.Group, survivors: Sequence[Sequence[Member]]) -> None:
-    table = _Rectangle(group, "survivor", survivors)
-    table.write("uid", "<i8", -1, lambda member: member.uid)
-    table.write("fitness", "<f8", math.nan, lambda member: member.fitness)
-    table.write("learning_rate", "<f8", math.nan, lambda member: member.learning_rate)
+    table = _Rectangle(group, "survivor", "survivor, in uid order", survivors)
+    table.write_uids(lambda member: member.uid)
+    table.write("fitness", lambda member: member.fitness)
+    table.write("learning_rate", lambda member: member.learning_rate)
     table.write_flags("origin", ORIGINS, lambda member: member.origin)
     table.write_flags("optimizer", OPTIMIZERS, lambda member: member.optimizer)
 
 
-def _write_offspring(group: h5py.Group, offspring: Sequence[Sequence[Offspring]]) -> None:
-    table = _Rectangle(group, "offspring", offspring)
-    table.write("uid", "<i8", -1, lambda child: child.uid)
-    table.write("fitness", "<f8", math.nan, lambda child: child.fitness)
-    table.write("sigma", "<f8", math.nan, lambda child: child.sigma)
+def _write_offspring(
+    group: h5py.Group, offspring: Sequence[Sequence[Offspring]], num_parents: int
+) -> None:
+    table = _Rectangle(group, "offspring", "child, in uid order", offspring)
+    table.write_uids(lambda child: child.uid)
+    table.write("fitness", lambda child: child.fitness)
+    table.write("sigma", lambda child: child.sigma)
     table.write_flags("selected", TRUTH, lambda child: TRUTH[child.selected])
-    flat = padded([child.parents for row in offspring for child in row])
-    parents = np.full((*table.shape, flat.shape[1]), -1, dtype="<i8")
-    parents[table.present] = flat
-    column = table.attach(group.create_dataset("offspring_parents", data=parents))
-    column.dims[2].attach_scale(parent_scale(group, flat.shape[1]))
+    parents = np.full((*table.shape, num_parents), -1, dtype="<i8")
+    lists = [child.parents for row in offspring for child in row]
+    parents[table.present] = padded(lists, num_parents)
+    describe_parents(table.create("parents", parents), 2)
 
 
 class _Rectangle:
     """Rows of records of different lengths, as columns [G, longest row] with fill values."""
 
-    def __init__(self, group: h5py.Group, dimension: str, rows: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self, group: h5py.Group, dimension: str, long_name: str, rows: Sequence[Sequence[Any]]
+    ) -> None:
         self._group, self._dimension, self._rows = group, dimension, rows
         self.shape = (len(rows), max(map(len, rows)))
         places = np.arange(self.shape[1], dtype="<i8")
-        group.create_dataset(dimension, data=places).make_scale(dimension)
+        scale = group.create_dataset(dimension, data=places)
+        scale.make_scale(dimension)
+        scale.attrs["long_name"] = long_name
         self.present = places < _int64([len(row) for row in rows])[:, None]
         """Where there is a record: bool [G, longest row]."""
 
-    def write(self, name: str, dtype: str, fill: Any, value: Any) -> None:
-        data = np.full(self.shape, fill, dtype=dtype)
-        data[self.present] = [value(record) for row in self._rows for record in row]
-        column = self.attach(self._group.create_dataset(f"{self._dimension}_{name}", data=data))
-        if fill == -1:
-            column.attrs["missing_value"] = column.dtype.type(-1)
+    def write_uids(self, value: Any) -> None:
+        column = self.create("uid", self._filled("<i8", -1, value))
+        column.attrs["comment"] = NO_UID
+
+    def write(self, name: str, value: Any) -> None:
+        self.create(name, self._filled("<f8", math.nan, value))
 
     def write_flags(self, name: str, words: Sequence[str], value: Any) -> None:
-        data = np.full(self.shape, -1, dtype="i1")
-        data[self.present] = [words.index(value(record)) for row in self._rows for record in row]
-        self.attach(hdf5.write_flags(self._group, f"{self._dimension}_{name}", data, words))
+        data = self._filled("i1", -1, lambda record: words.index(value(record)))
+        hdf5.describe_flags(self.create(name, data), ("absent", *words), first=-1)
 
-    def attach(self, column: h5py.Dataset) -> h5py.Dataset:
+    def create(self, name: str, data: np.ndarray) -> h5py.Dataset:
+        column = self._group.create_dataset(f"{self._dimension}_{name}", data=data)
+        column.attrs["long_name"] = name.replace("_", " ")
         column.dims[0].attach_scale(self._group["generation"])
         column.dims[1].attach_scale(self._group[self._dimension])
         return column
 
-
-def _write_plots(file: h5py.File) -> None:
-    file.attrs["NX_class"] = "NXroot"
-    file.attrs["default"] = "plots"
-    plots = file.create_group("plots")
-    plots.attrs["NX_class"] = "NXentry"
-    plots.attrs["default"] = "fitness"
-    band = ["best", "lower_quartile", "median", "upper_quartile", "worst", "elite_average"]
-    _write_plot(plots, "fitness", "Fitness", band)
-    _write_plot(plots, "offspring", "Children in the elite", ["elite_offspring_fraction"])
-    _write_plot(plots, "learning_rate", "Learning rate of the best", ["best_learning_rate"])
-    diversity = ["diversity", *(_DIVERSITY + optimizer for optimizer in OPTIMIZERS)]
-    _write_plot(plots, "diversity", "Mean distance of two individuals", diversity)
-    counts = [_INDIVIDUALS + optimizer for optimizer in OPTIMIZERS]
-    _write_plot(plots, "optimizers", "Individuals by optimizer", counts)
-    seconds = [name for name in file if name.startswith(_SECONDS)]
-    if seconds:
-        _write_plot(plots, "seconds", "Wall time", seconds)
-
-
-def _write_plot(plots: h5py.Group, name: str, title: str, columns: Sequence[str]) -> None:
-    """Make an NXdata group of hard links, with every column over the generation."""
-    plot = plots.create_group(name)
-    plot.attrs["NX_class"] = "NXdata"
-    plot.attrs["title"] = title
-    plot.attrs["axes"] = ["generation"]
-    plot.attrs["signal"] = columns[0]
-    if columns[1:]:
-        plot.attrs["auxiliary_signals"] = list(columns[1:])
-    for column in ("generation", *columns):
-        plot[column] = plots.file[column]
+    def _filled(self, dtype: str, fill: float, value: Any) -> np.ndarray:
+        data = np.full(self.shape, fill, dtype=dtype)
+        data[self.present] = [value(record) for row in self._rows for record in row]
+        return data
 
 
 def _int64(values: Sequence[int]) -> np.ndarray:
@@ -271,7 +278,10 @@ def _read_rows(group: h5py.Group, version: int) -> list[GenerationRow]:
     best_uids = column("best_uid", "<i8")
     holds = hdf5.read_flags(group, "theorem_1_holds", len(generations), TRUTH)
     optimizers = hdf5.read_flags(group, "best_optimizer", len(generations), OPTIMIZERS)
-    seconds = {n.removeprefix(_SECONDS): column(n) for n in group if n.startswith(_SECONDS)}
+    phases = [name for name in group if name.startswith(_SECONDS)]
+    if len(phases) > _MAX_PHASES:  # hard links could make any number of them
+        raise InputError(f"{group.file.filename}: {len(phases)} columns of {_SECONDS}*")
+    seconds = {name.removeprefix(_SECONDS): column(name) for name in phases}
     names = [] if version == 1 else OPTIMIZERS
     diversity = {name: column(_DIVERSITY + name) for name in names}
     counts = {name: column(_INDIVIDUALS + name, "<i8") for name in names}

@@ -3,18 +3,21 @@
     uid, fitness, born, group, ...   [mu]      one column per field, for viewers
     record                           [mu]      each record as JSON, lossless but for the fitness
     weights                          [mu, P]   virtual, in uid order, over the leader files
+    place                            [P]       names a dimension; has no values and takes no room
     champion                                   record of the fittest state ever seen, JSON, where
                                                the population lost it; weights in champion.h5
     layout, recipe                             JSON
     history/                                   as in history.h5
+    plots/                                     what silx and h5web draw, see `nexus`
     provenance                                 attributes: versions, hosts, command line
 
-The reader takes records from `uid`, `fitness`, `group` and `record`, and never looks through the
-virtual dataset.
+xarray opens the root. The reader takes records from `uid`, `fitness`, `group` and `record`, and
+never looks through the virtual dataset.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,9 @@ import h5py
 import msgspec
 import numpy as np
 
-from esgd_hpc.checkpoint import files, hdf5
-from esgd_hpc.checkpoint.history_file import read_history, write_history
-from esgd_hpc.checkpoint.tables import padded, parent_scale
+from esgd_hpc.checkpoint import files, hdf5, nexus
+from esgd_hpc.checkpoint.history_file import most_parents, read_history, write_history
+from esgd_hpc.checkpoint.tables import describe_parents, padded
 from esgd_hpc.errors import InputError
 from esgd_hpc.history import OPTIMIZERS, History, optimizer_of
 from esgd_hpc.layout import Entry, Layout
@@ -36,6 +39,14 @@ _BUFFER_TYPES = (
     *("complex64", "complex128"),
 )
 """Types of the buffers that a layout calls integer: all that are not float32."""
+
+_NO_VALUES = "This is a netCDF dimension but not a netCDF variable.{:10d}"
+"""Name, with its length, of a dimension scale that to netCDF and xarray is no variable."""
+
+_MAX_COUNT = 2**63
+_MAX_DIMENSIONS = 64
+_MAX_DEPTH = 100
+_NOISE_SEED = re.compile(r"[0-9]{1,39}")
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +92,20 @@ def write_population_file(path: Path, contents: Contents) -> None:
         if contents.champion is not None:
             text = json.dumps(msgspec.to_builtins(contents.champion))
             hdf5.write_text(file, "champion", text)
-        write_history(file.create_group("history"), contents.history)
-        hdf5.write_text_attributes(file.create_group("provenance"), contents.provenance)
+        run = nexus.run_name(contents.recipe)
+        write_history(file.create_group("history"), contents.history, run)
+        what = f"Population of generation {contents.generation}"
+        nexus.describe(file, what, contents.recipe, contents.provenance)
+        _write_plots(file, contents.generation, run)
+
+
+def _write_plots(file: h5py.File, generation: int, run: str) -> None:
+    plots = nexus.create_plots(file, default="fitness")
+    title = f"Fitness in generation {generation}\n({run})"
+    nexus.add_plot(plots, "fitness", title, ["fitness"], ["uid"])
+    title = f"Individuals of generation {generation}: {run}"
+    colours = ["optimizer", "born", "epochs", "back_offs", "learning_rate"]
+    nexus.add_plot(plots, "individuals", title, colours, ["uid", "fitness"])
 
 
 def _write_columns(file: h5py.File, contents: Contents) -> None:
@@ -90,29 +113,35 @@ def _write_columns(file: h5py.File, contents: Contents) -> None:
     uid = file.create_dataset("uid", data=np.asarray([i.uid for i in individuals], "<i8"))
     uid.make_scale("uid")
 
-    def column(name: str, dtype: str, values: Sequence[Any]) -> None:
-        file.create_dataset(name, data=np.asarray(values, dtype))
+    def column(name: str, dtype: str, values: Sequence[Any], long_name: str = "") -> None:
+        dataset = file.create_dataset(name, data=np.asarray(values, dtype))
+        if long_name:
+            dataset.attrs["long_name"] = long_name
 
     column("fitness", "<f8", [i.fitness for i in individuals])
-    column("born", "<i8", [i.born for i in individuals])
+    column("born", "<i8", [i.born for i in individuals], "generation of birth")
     column("group", "<i8", [contents.owner[i.uid] for i in individuals])
-    parents = padded([i.parents for i in individuals])
+    parents = padded([i.parents for i in individuals], most_parents(contents.history))
     column("parents", "<i8", parents)
-    column("noise_seed", "S39", [i.noise_seed for i in individuals])
+    hdf5.write_texts(file, "noise_seed", [i.noise_seed for i in individuals])
     column("sigma", "<f8", [i.sigma for i in individuals])
     column("epochs", "<i8", [i.epochs for i in individuals])
-    column("back_offs", "<i8", [i.back_offs for i in individuals])
+    column("back_offs", "<i8", [i.back_offs for i in individuals], "epochs backed off")
     column("seconds", "<f8", [i.seconds for i in individuals])
+    file["seconds"].attrs["units"] = "s"
     rates = [i.draw.learning_rate if i.draw else math.nan for i in individuals]
-    column("learning_rate", "<f8", rates)
+    column("learning_rate", "<f8", rates, "learning rate of the last SGD step")
     optimizers = [OPTIMIZERS.index(optimizer_of(i)) for i in individuals]
     hdf5.write_flags(file, "optimizer", optimizers, OPTIMIZERS)
+    file["optimizer"].attrs["long_name"] = "optimizer: " + ", ".join(
+        f"{flag} {name}" for flag, name in enumerate(OPTIMIZERS)
+    )
     hdf5.write_flags(file, "origin", [ORIGINS.index(i.origin) for i in individuals], ORIGINS)
+    hdf5.write_texts(file, "record", [_record_text(i) for i in individuals])
     for name in file:
         if name != "uid":
             file[name].dims[0].attach_scale(uid)
-    file["parents"].dims[1].attach_scale(parent_scale(file, parents.shape[1]))
-    hdf5.write_texts(file, "record", [_record_text(i) for i in individuals])
+    describe_parents(file["parents"], 1)
 
 
 def _record_text(individual: Individual) -> str:
@@ -136,7 +165,11 @@ def _write_view(file: h5py.File, contents: Contents) -> None:
         if size:
             name, shape = files.leader_name(group), (counts[group], size)
             view[row] = h5py.VirtualSource(name, "weights", shape, dtype="<f4")[source_row]
-    file.create_virtual_dataset("weights", view, fillvalue=np.nan)
+    weights = file.create_virtual_dataset("weights", view, fillvalue=np.nan)
+    weights.dims[0].attach_scale(file["uid"])
+    place = file.create_dataset("place", shape=(size,), dtype="<f4")
+    place.make_scale(_NO_VALUES.format(size))
+    weights.dims[1].attach_scale(place)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -179,21 +212,59 @@ def _individual(text: str, fitness: float) -> Individual:
 
 
 def _check(path: Path, contents: Contents, uids: list[int]) -> None:
-    """Check what types alone do not say."""
+    """Check what types alone do not say, so that nothing later grows with a number from a file."""
     if not uids or sorted(set(uids)) != uids or uids != [i.uid for i in contents.individuals]:
         raise InputError(f"{path}: uid: expected at least one, rising, the same as in the records")
-    if uids[0] < 0 or uids[-1] >= contents.next_uid:
+    if uids[0] < 0 or not uids[-1] < contents.next_uid < _MAX_COUNT:
         raise InputError(f"{path}: uid: {uids[0]} to {uids[-1]}, next_uid {contents.next_uid}")
     if any(not 0 <= group < contents.groups for group in contents.owner.values()):
         raise InputError(f"{path}: group: not all from 0 to {contents.groups - 1}")
+    if contents.ranks != contents.groups * contents.ranks_per_group:
+        raise InputError(
+            f"{path}: ranks: {contents.ranks} are not {contents.groups} groups of"
+            f" {contents.ranks_per_group}"
+        )
+    champion = [contents.champion] if contents.champion else []
+    for individual in (*contents.individuals, *champion):
+        _check_individual(path, individual, contents.next_uid)
+    for birth in contents.history.births:
+        if any(not 0 <= parent < birth.uid for parent in birth.parents):
+            raise InputError(f"{path}: history: a parent of individual {birth.uid} is not older")
+    if _is_deeper(contents.recipe, _MAX_DEPTH):
+        raise InputError(f"{path}: recipe: nested more than {_MAX_DEPTH} deep")
+    _check_layout(path, contents.layout)
+
+
+def _check_individual(path: Path, individual: Individual, next_uid: int) -> None:
+    counts = (individual.born, individual.epochs, individual.back_offs)
+    if (
+        any(not 0 <= uid < next_uid for uid in (individual.uid, *individual.parents))
+        or any(not 0 <= count < _MAX_COUNT for count in counts)
+        or not _NOISE_SEED.fullmatch(individual.noise_seed)
+        or math.isnan(individual.fitness)
+    ):
+        raise InputError(f"{path}: record: individual {str(individual.uid)[:20]}: out of bounds")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Tell whether JSON data is nested deeper than so many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+
+
+def _check_layout(path: Path, layout: Layout) -> None:
     offset = 0
     names: set[str] = set()
-    for entry in contents.layout.entries:
+    for entry in layout.entries:
         if entry.offset != offset or entry.size != _places(entry) or entry.name in names:
             raise InputError(f"{path}: layout: entry {entry.name[:60]!r} does not fit")
         offset += entry.size
         names.add(entry.name)
-    aliases = contents.layout.aliases
+    if offset >= _MAX_COUNT:
+        raise InputError(f"{path}: layout: too many values")
+    aliases = layout.aliases
     if not names.issuperset(aliases.values()) or names & aliases.keys():
         raise InputError(f"{path}: layout: an alias that does not fit")
 
@@ -201,6 +272,8 @@ def _check(path: Path, contents: Contents, uids: list[int]) -> None:
 def _places(entry: Entry) -> int:
     """Return how many float32 places the shape and type of an entry need, -1 for a wrong one."""
     expected = _BUFFER_TYPES if entry.kind == "integer" else ("float32",)
-    if entry.dtype not in expected or any(length < 0 for length in entry.shape):
+    if entry.dtype not in expected or len(entry.shape) > _MAX_DIMENSIONS:
+        return -1
+    if any(not 0 <= length < _MAX_COUNT for length in entry.shape):
         return -1
     return -(-math.prod(entry.shape) * np.dtype(entry.dtype).itemsize // 4)

@@ -20,17 +20,21 @@ from esgd_hpc.errors import InputError
 TRUTH = ("false", "true")
 PARENT = "parent"
 """Dimension of lists of uids."""
+NO_UID = "-1 where there is none"
+"""What viewers say of -1 among uids."""
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-def write_table(group: h5py.Group, dimension: str, kind: type[R], records: Sequence[R]) -> None:
-    """Write the records into an empty group."""
+def write_table(
+    group: h5py.Group, dimension: str, kind: type[R], records: Sequence[R], num_parents: int = 1
+) -> None:
+    """Write the records into an empty group. Lists of uids get `num_parents` places or more."""
     rows = group.create_dataset(dimension, data=np.arange(len(records), dtype="<i8"))
     rows.make_scale(dimension)
     for name, field, path in _columns(kind):
         values = [_get(record, path) for record in records]
-        column = _write_column(group, name, field, values)
+        column = _write_column(group, name, field, values, num_parents)
         column.dims[0].attach_scale(rows)
 
 
@@ -43,18 +47,21 @@ def read_table(group: h5py.Group, dimension: str, kind: type[R]) -> list[R]:
     ]
 
 
-def padded(lists: Sequence[Sequence[int]]) -> Any:
-    """Return lists of uids as int64, shape [n, longest but at least 1], padded with -1."""
-    width = max([1, *map(len, lists)])
+def padded(lists: Sequence[Sequence[int]], at_least: int = 1) -> Any:
+    """Return lists of uids as int64, shape [n, longest or `at_least`], padded with -1."""
+    width = max([at_least, *map(len, lists)])
     rows = [[*uids, *[-1] * (width - len(uids))] for uids in lists]
     return np.asarray(rows, dtype="<i8").reshape(len(rows), width)
 
 
-def parent_scale(group: h5py.Group, width: int) -> h5py.Dataset:
-    """Return the dimension scale of lists of uids, made where it is missing."""
+def describe_parents(column: h5py.Dataset, axis: int) -> None:
+    """Name the axis of lists of uids in a column of a group, and say what the padding means."""
+    group = column.parent
     if PARENT not in group:
-        group.create_dataset(PARENT, data=np.arange(width, dtype="<i8")).make_scale(PARENT)
-    return group[PARENT]
+        places = np.arange(column.shape[axis], dtype="<i8")
+        group.create_dataset(PARENT, data=places).make_scale(PARENT)
+    column.dims[axis].attach_scale(group[PARENT])
+    column.attrs["comment"] = NO_UID
 
 
 def _columns(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
@@ -82,7 +89,9 @@ def _record(kind: type[R], values: dict[str, Any]) -> R:
     return msgspec.convert(fields, kind)
 
 
-def _write_column(group: h5py.Group, name: str, field: Any, values: list[Any]) -> h5py.Dataset:
+def _write_column(
+    group: h5py.Group, name: str, field: Any, values: list[Any], num_parents: int
+) -> h5py.Dataset:
     if field is bool:
         return hdf5.write_flags(group, name, [int(value) for value in values], TRUTH)
     if get_origin(field) is Literal:
@@ -92,9 +101,8 @@ def _write_column(group: h5py.Group, name: str, field: Any, values: list[Any]) -
         dtype = "<i8" if field is int else "<f8"
         return group.create_dataset(name, data=np.asarray(values, dtype=dtype))
     if get_origin(field) is tuple:
-        data = padded(values)
-        column = group.create_dataset(name, data=data)
-        column.dims[1].attach_scale(parent_scale(group, data.shape[1]))
+        column = group.create_dataset(name, data=padded(values, num_parents))
+        describe_parents(column, 1)
         return column
     if field is not str:
         values = [json.dumps(value) for value in values]

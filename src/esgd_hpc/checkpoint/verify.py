@@ -1,70 +1,70 @@
 """Whether a checkpoint on disk is whole, and which one of a run to go on from. Without MPI.
 
-Whatever a file contains, the functions here end in the text of a problem.
+There are two ways to look. A run that starts takes `newest_valid`: MPI may forbid child processes,
+so all happens in this one, and an HDF5 file is opened only once all its bytes are known to be those
+that were written. `esgd verify` takes `examine_checkpoint`, which opens damaged files too, in child
+processes (see `isolated`), and finds out whose weights are lost.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from esgd_hpc.checkpoint import files
-from esgd_hpc.checkpoint.population_file import Contents, read_population_file
-from esgd_hpc.checkpoint.reader import two_generations
-from esgd_hpc.checkpoint.weights_file import open_weights_file
+from esgd_hpc.checkpoint.facts import (
+    PopulationFacts,
+    WeightsFacts,
+    population_facts,
+    weights_facts,
+)
+from esgd_hpc.checkpoint.isolated import Reader
 from esgd_hpc.errors import InputError
-from esgd_hpc.layout import Layout
+
+_MISSING_NAMED = 10
+"""Files missing in COMMIT.json that are named; where there are more, their number is told."""
+
+
+class Verdict(NamedTuple):
+    """What is wrong with a checkpoint; both are empty where nothing is."""
+
+    problems: list[str]
+    lost: list[int]
+    """uids of the individuals whose weights cannot be had, as far as they are known; rising."""
+
+
+class _Look(Protocol):
+    """How a file is opened."""
+
+    opens_damaged: bool
+
+    def population(self, path: Path) -> PopulationFacts: ...
+
+    def weights(self, path: Path) -> WeightsFacts: ...
+
+
+class _Here:
+    """Opens in this process what COMMIT.json vouches for, without the weights themselves."""
+
+    opens_damaged = False
+
+    def population(self, path: Path) -> PopulationFacts:
+        return population_facts(path)
+
+    def weights(self, path: Path) -> WeightsFacts:
+        return weights_facts(path, read_rows=False)
 
 
 def verify_checkpoint(path: Path) -> list[str]:
     """Read every byte of a generation folder and return what is wrong, nothing if all is right."""
-    try:
-        commit = files.read_commit(path)
-    except InputError as error:
-        return [str(error)]
-    problems = files.size_problems(path, commit.files)
-    readable = {n: s for n, s in commit.files.items() if not files.size_problems(path, {n: s})}
-    damaged = {n: found for n, s in readable.items() if (found := files.sum_problems(path, {n: s}))}
-    problems += [problem for found in damaged.values() for problem in found]
-    if files.POPULATION in damaged or files.POPULATION not in readable:
-        return problems
-    try:
-        contents = read_population_file(path / files.POPULATION)
-    except InputError as error:
-        return [*problems, str(error)]
-    if contents.generation != commit.generation:
-        problems.append(two_generations(path, commit, contents))
-    expected = _uids_by_file(contents)
-    listed = commit.files.keys() - {files.POPULATION}
-    problems += [
-        f"{files.COMMIT} does not list {name}" for name in sorted(expected.keys() - listed)
-    ]
-    problems += [
-        f"{files.COMMIT} lists {name}, of no group" for name in sorted(listed - expected.keys())
-    ]
-    for name, uids in expected.items():
-        if name in readable:
-            problems += _weights_problems(path / name, contents.layout, uids, name in damaged)
-    return problems
+    return _look_at(path, _Here()).problems
 
 
-def _uids_by_file(contents: Contents) -> dict[str, list[int]]:
-    """Return which individuals' weights must be in which file."""
-    found: dict[str, list[int]] = {files.leader_name(group): [] for group in range(contents.groups)}
-    for individual in contents.individuals:
-        found[files.leader_name(contents.owner[individual.uid])].append(individual.uid)
-    if contents.champion is not None:
-        found[files.CHAMPION] = [contents.champion.uid]
-    return found
+def examine_checkpoint(path: Path, reader: Reader) -> Verdict:
+    """Read every byte of a generation folder, and every row of weights, also in damaged files.
 
-
-def _weights_problems(path: Path, layout: Layout, uids: list[int], damaged: bool) -> list[str]:
-    """Return what is wrong inside a file of weights; reads its rows only where it is damaged."""
-    try:
-        with open_weights_file(path, layout.size) as weights:
-            if weights.uids != uids:
-                return [f"{path.name}: holds other individuals than {files.POPULATION} says"]
-            rows = weights.damaged() if damaged else []
-    except InputError as error:
-        return [str(error)]
-    return [f"{path.name}: the weights of individual {uid} are damaged" for uid in rows]
+    Opens no HDF5 file in this process. Raises RunError where no child process can be started.
+    """
+    return _look_at(path, reader)
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
@@ -85,3 +85,116 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         notes.append(f"{path.name} is skipped: {problems[0]}{more}")
     return None, notes
+
+
+# One generation -----------------------------------------------------------------------------------
+
+
+def _look_at(path: Path, look: _Look) -> Verdict:
+    try:
+        commit = files.read_commit(path)
+    except InputError as error:
+        return Verdict([str(error)], [])
+    population, problems = _look_at_population(path, commit, look)
+    lost: set[int] = set()
+    listed = sorted(commit.files.keys() - {files.POPULATION})
+    for name in listed:
+        found = _look_at_weights(path, name, commit.files[name], population, look)
+        problems += found.problems
+        lost.update(found.lost)
+    if population is not None:
+        problems += _disagreements(commit, listed, population)
+        for name in population.uids.keys() - set(listed):
+            lost.update(population.uids[name])
+    return Verdict(problems, sorted(lost))
+
+
+def _look_at_population(
+    path: Path, commit: files.Commit, look: _Look
+) -> tuple[PopulationFacts | None, list[str]]:
+    """Return what population.h5 says, None where it is damaged, and what is wrong with it."""
+    entry = {files.POPULATION: commit.files[files.POPULATION]}
+    problems = files.size_problems(path, entry) or files.sum_problems(path, entry)
+    if problems:
+        return None, problems
+    try:
+        return look.population(path / files.POPULATION), []
+    except InputError as error:
+        return None, [str(error)]
+
+
+def _look_at_weights(
+    path: Path,
+    name: str,
+    expected: files.FileSum,
+    population: PopulationFacts | None,
+    look: _Look,
+) -> Verdict:
+    """Return what is wrong with one file of weights, and whose weights that costs."""
+    problems = files.size_problems(path, {name: expected})
+    can_be_opened = not problems
+    if can_be_opened:
+        problems = files.sum_problems(path, {name: expected})
+        can_be_opened = look.opens_damaged or not problems
+    facts: WeightsFacts | None = None
+    if can_be_opened:
+        try:
+            facts = look.weights(path / name)
+        except InputError as error:
+            problems.append(str(error))
+    rows = _rows_verdict(name, facts, population)
+    return Verdict(problems + rows.problems, rows.lost)
+
+
+def _rows_verdict(
+    name: str, facts: WeightsFacts | None, population: PopulationFacts | None
+) -> Verdict:
+    """Return whose weights a file lacks, by population.h5 where that can be read."""
+    if facts is None:
+        uids = population.uids.get(name, []) if population else []
+        return Verdict(
+            [f"{name}: the weights of {_individuals(uids)} are in it"] if uids else [], uids
+        )
+    uids = population.uids.get(name, []) if population else facts.uids
+    if population is not None and facts.size != population.size:
+        told = f"{name}: rows of {facts.size} values, {files.POPULATION} says {population.size}"
+        return Verdict([told], uids)
+    problems = []
+    if facts.uids != uids:
+        problems.append(f"{name}: holds other individuals than {files.POPULATION} says")
+        if len(facts.uids) != len(uids):
+            return Verdict(problems, uids)
+    damaged = set(facts.damaged)
+    lost = [u for row, u in enumerate(uids) if row in damaged or facts.uids[row] != u]
+    problems += [f"{name}: the weights of individual {uid} are damaged" for uid in lost]
+    return Verdict(problems, lost)
+
+
+def _disagreements(
+    commit: files.Commit, listed: Sequence[str], population: PopulationFacts
+) -> list[str]:
+    """Return where COMMIT.json and population.h5 say different things."""
+    problems = []
+    if population.generation != commit.generation:
+        problems.append(
+            f"{files.COMMIT} says generation {commit.generation},"
+            f" {files.POPULATION} says {population.generation}"
+        )
+    if population.groups > len(listed) + _MISSING_NAMED:  # any number; none to count up to
+        return [
+            *problems,
+            f"{files.COMMIT} lists {len(listed)} files of weights,"
+            f" {files.POPULATION} says {population.groups} groups",
+        ]
+    needed = {
+        files.leader_name(group) for group in range(population.groups)
+    } | population.uids.keys()
+    problems += [f"{files.COMMIT} does not list {name}" for name in sorted(needed - set(listed))]
+    problems += [
+        f"{files.COMMIT} lists {name}, of no group" for name in sorted(set(listed) - needed)
+    ]
+    return problems
+
+
+def _individuals(uids: Sequence[int]) -> str:
+    return f"individual{'s' if len(uids) > 1 else ''} {', '.join(map(str, uids))}"

@@ -4,13 +4,12 @@
     uid     [k]     int64
     crc32   [k]     uint32, zlib.crc32 of the bytes of each row
 
-Rows are written from where they lie in memory and checked in pieces of a chunk, so that no second
-row is ever held.
+HDF5 says, in memory, what the file looks like and where its rows belong; they go there straight
+from where they lie in memory. Rows are read in pieces, so that no second one is ever held.
 """
 
-import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esgd_hpc.checkpoint import files, hdf5
+from esgd_hpc.checkpoint.checked_file import writing_checked
 from esgd_hpc.errors import InputError, RunError
 from esgd_hpc.population import Weights
 
@@ -26,34 +26,78 @@ CHUNK_PLACES = 2**20
 """float32 places of a chunk: 4 MiB."""
 
 
-def write_weights_file(path: Path, weights: Mapping[int, Weights], size: int) -> files.FileSum:
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_weights_file(path: Path, weights: dict[int, Weights], size: int) -> files.FileSum:
     """Write the rows in the order given, read them back from disk, and return the file's sum.
 
-    `weights` is uid to vector of shape [size]. Raises RunError where the disk refuses, and
-    where it returns other bytes than it was given.
+    `weights` is uid to vector of shape [size]; each is taken out once it is written. Raises
+    RunError where the disk refuses, and where it returns other bytes than it was given.
     """
-    rows = {uid: np.ascontiguousarray(vector, dtype="<f4") for uid, vector in weights.items()}
-    for uid, vector in rows.items():
-        if vector.shape != (size,):
-            raise ValueError(f"individual {uid}: weights of shape {vector.shape}, not ({size},)")
-    crcs = [zlib.crc32(vector.data) for vector in rows.values()]
-    with hdf5.creating_large(path) as file:
-        file.attrs["format"] = files.FORMAT_VERSION
-        file.create_dataset("uid", data=np.asarray(list(rows), dtype="<i8"))
-        file.create_dataset("crc32", data=np.asarray(crcs, dtype="<u4"))
-        chunks = (1, min(size, CHUNK_PLACES)) if rows and size else None
-        stored = file.create_dataset("weights", (len(rows), size), dtype="<f4", chunks=chunks)
-        for row, vector in enumerate(rows.values()):
-            stored[row] = vector
-    _forget_cached(path)
+    uids = list(weights)
+    for uid in uids:
+        shape = weights[uid].shape
+        if shape != (size,):
+            raise ValueError(f"individual {uid}: weights of shape {shape}, not ({size},)")
+    _, places = _outline(uids, [0] * len(uids), size)
+    with writing_checked(path) as file:
+        crcs = [
+            file.write(place, _bytes(weights.pop(uid)))
+            for uid, place in zip(uids, places, strict=True)
+        ]
+        outline, _ = _outline(uids, crcs, size)
+        sums = file.complete(outline.parts, outline.size)
     try:
         with open_weights_file(path, size) as saved:
-            intact = saved.uids == list(rows) and saved.crcs == crcs and not saved.damaged()
+            intact = (saved.uids, saved.crcs, saved.places()) == (uids, crcs, places)
     except InputError as error:
         raise RunError(f"written, but cannot be read back: {error}") from None
     if not intact:
         raise RunError(f"{path}: the disk returns other bytes than were written to it")
-    return files.file_sum(path)
+    return sums
+
+
+def _outline(uids: Sequence[int], crcs: Sequence[int], size: int) -> tuple[hdf5.Outline, list[int]]:
+    """Return the file without its rows, and at which of its bytes each row begins."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    if uids and size:
+        properties.set_chunk((1, min(size, CHUNK_PLACES)))
+    space = h5py.h5s.create_simple((len(uids), size))
+    outline = hdf5.Outline()
+    with hdf5.outlining(outline) as file:
+        file.attrs["format"] = files.FORMAT_VERSION
+        file.create_dataset("uid", data=np.asarray(uids, dtype="<i8"))
+        file.create_dataset("crc32", data=np.asarray(crcs, dtype="<u4"))
+        # file.create_dataset of some versions of h5py fills with zeros whatever it is told.
+        h5py.h5d.create(file.id, b"weights", h5py.h5t.IEEE_F32LE, space, properties)
+        return outline, _places(file["weights"])
+
+
+def _places(weights: h5py.Dataset) -> list[int]:
+    """Return at which byte of the file each row begins, 0 for rows of no bytes.
+
+    Chunks that are allocated before anything is written lie one behind the other, in order.
+    """
+    num_rows, size = weights.shape
+    if not (num_rows and size):
+        return [0] * num_rows
+    chunk, chunks = weights.chunks[1], -(-size // weights.chunks[1])
+    chunk_bytes = chunk * weights.dtype.itemsize
+    first = weights.id.get_chunk_info_by_coord((0, 0)).byte_offset
+    last = weights.id.get_chunk_info_by_coord((num_rows - 1, (chunks - 1) * chunk)).byte_offset
+    assert last == first + (num_rows * chunks - 1) * chunk_bytes
+    return [first + row * chunks * chunk_bytes for row in range(num_rows)]
+
+
+def _bytes(vector: Weights) -> memoryview:
+    return np.ascontiguousarray(vector, dtype="<f4").view(np.uint8).data
+
+
+# Reading ------------------------------------------------------------------------------------------
 
 
 class WeightsFile:
@@ -77,9 +121,9 @@ class WeightsFile:
             crc = zlib.crc32(piece.data, crc)
         return crc
 
-    def damaged(self) -> list[int]:
-        """Return the uids of the rows whose bytes do not match their CRC-32."""
-        return [uid for row, uid in enumerate(self.uids) if self.row_crc(row) != self.crcs[row]]
+    def places(self) -> list[int]:
+        """Return at which byte of a file that we have just written each row begins."""
+        return _places(self._weights)
 
 
 @contextmanager
@@ -95,10 +139,3 @@ def open_weights_file(path: Path, size: int) -> Iterator[WeightsFile]:
                 f" shape ({len(uids)}, {size})"
             )
         yield WeightsFile(uids, crcs, weights)
-
-
-def _forget_cached(path: Path) -> None:
-    """Let the next read come from the disk rather than from the page cache."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
