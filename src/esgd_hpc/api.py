@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from esgd_hpc.sgd.optimizers import drawn_hyperparameters
 from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
 from esgd_hpc.tasks import load_task
 from esgd_hpc.tasks.base import Task
+from esgd_hpc.tensorboard_log import TensorBoardLog, check_tensorboard
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -166,6 +167,8 @@ def _prepared(
 ) -> Iterator[_Ready]:
     """Set up groups, device, averaging, task and model for a `with` block. Collective."""
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
+        if recipe.logging.tensorboard:
+            on_root(comm, "looking for TensorBoard", lambda: check_tensorboard(folder))
         found = on_root(
             comm,
             "looking for checkpoints",
@@ -250,8 +253,14 @@ def _train(
         writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by)
     saving = Saving(writer, recipe.checkpoint, topology)
 
+    board = None
+    if recipe.logging.tensorboard and folder is not None and topology.world.rank == 0:
+        board = TensorBoardLog(folder)
+
     def report(population: Population, history: History) -> None:
         progress.generation(recipe, population, history.rows)
+        if board is not None:
+            board.generation(population, history)
 
     anchor = read_anchor(recipe, topology, learner)
     if ready.found.path is not None:
@@ -277,7 +286,7 @@ def _train(
         should_stop=should_stop,
         should_save=should_save,
     )
-    with closed_together(saving):
+    with closed_together(saving), closing(board) if board else nullcontext():
         finished = evolve(population, history, setting)
     best = population.best()
     return RunResult(

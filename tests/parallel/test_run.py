@@ -386,7 +386,7 @@ def test_a_recipe_changed_on_purpose_is_recorded_and_fitness_keeps_its_meaning(
     # All were scored again: the best has its fitness on the training data.
     model = result.best_model()
     with torch.no_grad():
-        loss = nn.functional.cross_entropy(model(task.training[0]), task.training[1])  # type: ignore[index]
+        loss = nn.functional.cross_entropy(model(task.training[0]), task.training[1])
     assert float(loss) == pytest.approx(result.best.fitness, rel=1e-6)
     found = open_checkpoint(folder).history.changes
     assert {(c.generation, c.key, c.old, c.new) for c in found} == {

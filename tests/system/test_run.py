@@ -408,3 +408,17 @@ def test_a_run_without_room_goes_on_says_so_and_loses_nothing_but_its_last_gener
     )
     assert whole.returncode == 0, whole.stderr
     assert inspect(launch, run)["digest"] == inspect(launch, tmp_path / "whole")["digest"]
+
+
+def test_a_tensorboard_log_on_request_grows_over_restarts(launch: "Launch", tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    command = ("run", "digits", *QUICK, "--set", "logging.tensorboard=true", "--output", str(run))
+    assert launch(2, *command).returncode == 0
+    done = launch(1, *command, "--set", "generations=4")
+    assert done.returncode == 0, done.stderr
+    log = EventAccumulator(str(run / "tensorboard")).Reload()
+    steps = [(event.step, event.value) for event in log.Scalars("fitness/best")]
+    assert [step for step, _ in steps] == [0, 1, 2, 3, 4]
+    assert [value for _, value in steps] == pytest.approx(inspect(launch, run)["history"]["best"])

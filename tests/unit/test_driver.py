@@ -305,7 +305,7 @@ def test_the_loop_ends_where_theorem_1_does_not_hold(
     loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = loop(generations=5)
-    sgd_step = driver.sgd_step
+    sgd_step = cast(Any, driver).sgd_step
 
     def worse(members: Population, k: int, *_: object) -> None:
         sgd_step(members, k, *cast(Any, [None] * 4))

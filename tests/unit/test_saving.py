@@ -3,13 +3,13 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mpi4py import MPI
 
-from esgd_hpc import saving
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.verify import newest_valid, verify_checkpoint
 from esgd_hpc.checkpoint.writer import CheckpointWriter
@@ -66,7 +66,7 @@ def test_minutes_count_in_place_of_generations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 1000.0
-    monkeypatch.setattr(saving.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
     run = Run(tmp_path, CheckpointSettings(every=1, every_minutes=2.0, keep=9))
     for generation in range(1, 9):
         clock += 45.0
