@@ -195,7 +195,12 @@ def test_verify_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     (run / "gen_000003.tmp").mkdir()
     report = json.loads(called(verify, run, capsys, json=True))
     assert report["ok"] is True
-    assert report["generations"][0] == {"folder": "gen_000002", "ok": True, "problems": []}
+    assert report["generations"][0] == {
+        "folder": "gen_000002",
+        "ok": True,
+        "problems": [],
+        "lost": [],
+    }
     assert [note.split()[0] for note in report["notes"]] == ["latest", "gen_000003.tmp"]
     (run / "history.h5").write_bytes(b"not HDF5")
     assert verify.execute(argparse.Namespace(run=str(run), json=True)) == 1

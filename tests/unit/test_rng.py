@@ -44,6 +44,7 @@ def test_purposes_have_the_numbers_they_always_had() -> None:
         "MUTATION": 8,
         "SURVIVORS": 9,
         "RECALIBRATION": 10,
+        "SKETCH": 11,
     }
 
 
