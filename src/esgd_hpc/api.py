@@ -82,9 +82,8 @@ def run(
     `output` is the folder of the checkpoints, none are written without it; a run already there goes
     on from its newest complete generation unless `resume` says otherwise. Its recipe must be the
     same but for the keys in `changing`, which are changed on purpose from there on: both values are
-    recorded in the history. `should_stop` and
-    `should_save` are asked after each generation; True on any rank ends the run at a checkpoint, or
-    makes one more.
+    recorded in the history. `should_stop` and `should_save` are asked after each generation; True
+    on any rank ends the run at a checkpoint, or makes one more.
 
     Raises InputError and RunError on every rank together. Any other exception is raised on its
     rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
@@ -125,7 +124,9 @@ def plan(
         mebibytes = layout.size * 4 / 2**20
         own = -(-recipe.num_parents // num_groups)
         rho = recipe.evolution.parents_per_child
+        # Its own and its chosen children, parents on loan, a child, and what is being written.
         held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
+        held += own if recipe.checkpoint.background else 0
         draw = ["optimizer", "learning rate", "momentum", *sorted(ready.hyperparameters)]
         lines = [
             ready.headline,
@@ -250,7 +251,8 @@ def _train(
     if folder is not None:
         made_by = on_root(topology.world, "looking for what made the run", provenance)
         made_by["device"] = device_name(ready.device)
-        writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by)
+        begun_at = ready.found.generation
+        writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by, begun_at)
     saving = Saving(writer, recipe.checkpoint, topology)
 
     board = None

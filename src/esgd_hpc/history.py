@@ -136,8 +136,10 @@ class History(msgspec.Struct, kw_only=True):
     changes: list[RecipeChange] = []
 
     def copy(self) -> "History":
-        """Return a history that does not grow with this one."""
-        return History(**{name: list(getattr(self, name)) for name in self.__struct_fields__})
+        """Return a history that does not grow with this one, nor do the seconds of its last row."""
+        copied = {name: list(getattr(self, name)) for name in self.__struct_fields__}
+        rows = [msgspec.structs.replace(row, seconds=dict(row.seconds)) for row in self.rows[-1:]]
+        return History(**copied | {"rows": self.rows[:-1] + rows})
 
     def only_rows(self) -> "History":
         """Return what ranks other than 0 have."""

@@ -101,6 +101,11 @@ class Population(msgspec.Struct, kw_only=True):
         """Return the fittest ever seen: the champion, or the fittest individual."""
         return self.champion or fittest(self.individuals)
 
+    def dismiss_champion(self) -> None:
+        """Let the champion go where an individual is as fit."""
+        if self.champion and fittest(self.individuals).fitness <= self.champion.fitness:
+            self.champion = self.champion_weights = None
+
     def owned_by(self, group: int) -> list[Individual]:
         """Return the individuals of one group in uid order."""
         return [i for i in self.individuals if self.owner[i.uid] == group]

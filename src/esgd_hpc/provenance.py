@@ -19,13 +19,20 @@ def provenance() -> dict[str, str]:
     return {
         "command": shlex.join(sys.argv),
         "host": socket.gethostname(),
-        "folder": os.getcwd(),
+        "folder": _folder(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "esgd-hpc commit": git_commit(Path(esgd_hpc.__file__).parent),
-        "commit": git_commit(Path.cwd()),
+        "commit": git_commit(Path(_folder())),
     }
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "deleted"
 
 
 def git_commit(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import CheckpointSettings
@@ -37,16 +38,16 @@ class Saving:
         """
         if self._writer is None:
             return
-        self._settle(self._writer)
+        self._attempt(self._writer.settle)
         if not (last or asked or self._owed or self._is_time(population.generation)):
             return
-        self._finish(self._writer)
+        self._attempt(self._writer.finish)
         self._started = time.monotonic()
         try:
             self._writer.start(population, history)
             if last:
                 self._writer.finish()
-        except RunError as error:
+        except EsgdError as error:
             if last:
                 raise RunError(
                     f"{error}; generation {population.generation} is lost, earlier checkpoints"
@@ -59,7 +60,7 @@ class Saving:
     def close(self) -> None:
         """Wait for what is being written."""
         if self._writer is not None:
-            self._finish(self._writer)
+            self._attempt(self._writer.finish)
 
     def _is_time(self, generation: int) -> bool:
         minutes = (time.monotonic() - self._started) / 60
@@ -68,23 +69,13 @@ class Saving:
         is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
         return is_time
 
-    def _settle(self, writer: CheckpointWriter) -> None:
+    def _attempt(self, step: Callable[[], None]) -> None:
         try:
-            writer.settle()
-        except EsgdError as error:
-            self._failed(error)
-
-    def _finish(self, writer: CheckpointWriter) -> None:
-        try:
-            writer.finish()
+            step()
         except EsgdError as error:
             self._failed(error)
 
     def _failed(self, error: EsgdError) -> None:
         self._owed = True
         if self._world.rank == 0:
-            log.error(
-                "%s; the run goes on and tries again after the next generation, earlier"
-                " checkpoints stay",
-                error,
-            )
+            log.error("%s; earlier checkpoints stay, and the run goes on to the next one", error)

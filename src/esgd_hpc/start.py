@@ -39,6 +39,7 @@ class Found(msgspec.Struct, frozen=True):
     """What rank 0 found in the output folder, and says about it."""
 
     path: Path | None = None
+    generation: int | None = None
     notes: list[str] = []
     changes: list[RecipeChange] = []
     """Keys of the recipe that are changed on purpose from here on."""
@@ -87,7 +88,7 @@ def find_start(
         notes.append(f"{path} is verified and the last generation: nothing left to do")
     else:
         notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
-    return Found(path, notes, changes)
+    return Found(path=path, generation=checkpoint.generation, notes=notes, changes=changes)
 
 
 def _changes(
@@ -280,7 +281,7 @@ def _score(individual: Individual, topology: Topology, learner: Learner) -> Indi
         failure = first_told(topology.group, str(error))
         if topology.is_leader:
             log.warning("individual %d failed: %s", individual.uid, failure)
-        return msgspec.structs.replace(individual, failure=failure)
+        return msgspec.structs.replace(individual, fitness=np.inf, metrics={}, failure=failure)
     failure = "" if np.isfinite(score.fitness) else NOT_FINITE
     return msgspec.structs.replace(
         individual, fitness=score.fitness, metrics=score.metrics, failure=failure

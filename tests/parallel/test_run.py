@@ -399,12 +399,66 @@ def test_a_recipe_changed_on_purpose_is_recorded_and_fitness_keeps_its_meaning(
     assert done.population.generation == 4
     with pytest.raises(esgd_hpc.InputError, match=r"5 individuals and cannot go on with 6"):
         esgd_hpc.run(
-            recipe(**changes, population={"parents": 6}),
+            recipe(**{**changes, "generations": 5}, population={"parents": 6}),
             WORLD,
             task=Blobs(),
             output=folder,
-            changing=["population.parents"],
+            changing=["population.parents", "generations"],
         )
+
+
+@pytest.mark.parallel(1, 2)
+def test_a_champion_goes_when_back_off_is_always_applied_from_then_on(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    pool = [{"name": "sgd", "learning_rate": [0.5, 4.0], "momentum": 0.9}]
+    settings = {**WORSE, "sgd": {**WORSE["sgd"], "optimizers": pool}}
+    first = esgd_hpc.run(recipe(**settings), WORLD, task=Blobs(), output=folder)
+    assert first.population.champion is not None
+    gentle = [{"name": "adam", "learning_rate": [0.01, 0.5]}]
+    settings["sgd"] = {"backoff_probability": 1.0, "epochs": 10, "optimizers": gentle}
+    result = esgd_hpc.run(
+        recipe(**{**settings, "generations": 12}),
+        WORLD,
+        task=Blobs(),
+        output=folder,
+        changing=["sgd", "generations"],
+    )
+    best = min(i.fitness for i in result.population.individuals)
+    assert best < first.population.champion.fitness
+    assert result.population.champion is None
+    assert result.best.fitness == result.history[-1].best_ever == best
+
+
+class CannotScoreTraining(Blobs):
+    """Scores validation data, and training data of every individual but one."""
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        weight = next(model.parameters())
+        if len(batch[0]) > 50 and float(weight.flatten()[0].detach()) == self.bad:
+            raise RuntimeError("cannot score this one")
+        return dict(super().score(model, batch))
+
+    bad = math.nan
+
+
+@pytest.mark.parallel(1, 2)
+def test_who_cannot_be_scored_again_keeps_no_fitness_of_another_meaning(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    first = esgd_hpc.run(recipe(generations=1), WORLD, task=Blobs(), output=folder)
+    task = CannotScoreTraining()
+    task.bad = float(first.best_weights[0])
+    changed = recipe(generations=2, fitness={"data": "training"}, method="sgd-only")
+    result = esgd_hpc.run(
+        changed,
+        WORLD,
+        task=task,
+        output=folder,
+        changing=["generations", "fitness", "method"],
+    )
+    steps = {s.uid: s for s in open_checkpoint(folder).history.steps if s.generation == 2}
+    assert math.isinf(steps[first.best.uid].fitness_before)
+    assert all(math.isfinite(s.fitness_before) for u, s in steps.items() if u != first.best.uid)
+    assert math.isfinite(result.best.fitness)
 
 
 @pytest.mark.parallel(1, 2)

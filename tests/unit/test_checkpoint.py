@@ -229,7 +229,9 @@ def write_checkpoint(
     provenance: dict[str, str] = PROVENANCE,
 ) -> None:
     """Write one checkpoint and wait for it. Collective."""
-    writer = CheckpointWriter(folder, layout, make_recipe(keep), topology, provenance)
+    newest, _ = newest_valid(folder) if topology.world.rank == 0 else (None, [])
+    begun_at = topology.world.bcast(int(newest.name[4:10]) if newest else None)
+    writer = CheckpointWriter(folder, layout, make_recipe(keep), topology, provenance, begun_at)
     writer.start(population, history)
     writer.finish()
 
@@ -716,10 +718,13 @@ def test_only_the_newest_are_kept_and_nothing_of_others_is_touched(tmp_path: Pat
     assert [g.number for g in files.generations(tmp_path)] == [4, 0]
 
 
-def test_a_damaged_generation_does_not_count_as_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip_weights])
+def test_a_damaged_generation_does_not_count_as_kept(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     for generation in (1, 2):
         write(tmp_path, generation)
-    truncate(tmp_path / "gen_000002")
+    damage(tmp_path / "gen_000002")
     write(tmp_path, 3)
     assert newest_valid(tmp_path)[0] == tmp_path / "gen_000003"
     assert verify_checkpoint(tmp_path / "gen_000001") == []

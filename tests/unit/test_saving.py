@@ -1,16 +1,21 @@
 """When a run saves, and that it goes on where it cannot: on the real writer, with real refusals."""
 
+import gc
 import os
+import resource
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mpi4py import MPI
 
 from esgd_hpc.checkpoint import files
+from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.checkpoint.verify import newest_valid, verify_checkpoint
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import CheckpointSettings, Recipe
@@ -18,7 +23,14 @@ from esgd_hpc.errors import RunError
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.recipe_file import load_recipe
 from esgd_hpc.saving import Saving
-from unit.test_checkpoint import PROVENANCE, make_history, make_layout, make_population, names
+from unit.test_checkpoint import (
+    PROVENANCE,
+    make_history,
+    make_layout,
+    make_population,
+    make_weights,
+    names,
+)
 
 NOBODY = 65534
 
@@ -97,7 +109,7 @@ def test_a_checkpoint_that_fails_is_told_and_tried_again_after_the_next_generati
     run.saving.close()
     assert saved(tmp_path) == [1]
     assert "gen_000002.tmp: cannot be written: File exists" in caplog.text
-    assert "the run goes on" in caplog.text
+    assert "the run goes on to the next one" in caplog.text
     run.save(3)  # not due by `every`, but owed
     run.save(4)
     run.saving.close()
@@ -126,7 +138,7 @@ def test_a_folder_that_vanishes_is_made_again(
     shutil.rmtree(folder)
     run.save(2)
     run.saving.close()
-    assert "is not there any more; it is made again" in caplog.text
+    assert "is not there any more; it is made again, without its lock" in caplog.text
     assert saved(folder) == [2]
 
 
@@ -145,7 +157,7 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written_costs_that_one_alo
     run.save(1)
     run.saving.close()
     monkeypatch.setattr(files, "file_sum", original)
-    assert "tries again after the next generation" in caplog.text
+    assert "the run goes on to the next one" in caplog.text
     run.save(2)
     run.saving.close()
     assert saved(folder) == [2]
@@ -181,3 +193,90 @@ def test_what_cannot_be_deleted_does_not_cost_the_checkpoint(
     run.save(2, last=True)
     assert "the checkpoint is complete, but" in caplog.text
     assert newest_valid(tmp_path) == (tmp_path / "gen_000002", [])
+
+
+def test_a_latest_that_cannot_be_made_does_not_cost_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as file systems without links do
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    run = Run(tmp_path, CheckpointSettings(keep=2))
+    for generation in range(1, 5):
+        run.save(generation, last=generation == 4)
+    assert "the checkpoint is complete, but: [Errno 1] Operation not permitted" in caplog.text
+    assert saved(tmp_path) == [3, 4]
+
+
+def test_a_leftover_that_cannot_be_deleted_does_not_cost_checkpoints(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gen_000099.tmp").mkdir()
+    original = files.remove_generation
+
+    def refuse(path: Path) -> None:
+        if path.name == "gen_000099.tmp":  # of another user
+            raise PermissionError(13, "Permission denied")
+        original(path)
+
+    monkeypatch.setattr(files, "remove_generation", refuse)
+    run = Run(tmp_path, CheckpointSettings())
+    run.save(1, last=True)
+    assert "gen_000099.tmp cannot be deleted: Permission denied" in caplog.text
+    assert saved(tmp_path) == [1]
+
+
+def test_a_folder_that_cannot_be_listed_costs_checkpoints_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, CheckpointSettings())
+    original = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    run.save(1)
+    with pytest.raises(RunError, match=r"cannot be listed: Input/output error; generation 2 is"):
+        run.save(2, last=True)
+    assert "cannot be listed: Input/output error; earlier checkpoints stay" in caplog.text
+    monkeypatch.setattr(Path, "iterdir", original)
+    run.save(3, last=True)
+    assert saved(tmp_path) == [3]
+
+
+def test_checkpoints_that_fail_hold_no_weights(tmp_path: Path) -> None:
+    """A disk that is full for long must not fill the memory: without the cyclic collector."""
+    run, layout = Run(tmp_path, CheckpointSettings()), make_layout()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    population = make_population(5, layout)
+    population.champion = population.individuals[0]
+    vectors: list[weakref.ref[Any]] = []
+    gc.disable()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        for generation in range(1, 4):
+            population.weights = {u: make_weights(u, layout) for u in population.weights}
+            population.champion_weights = make_weights(0, layout)
+            vectors += map(weakref.ref, population.weights.values())
+            vectors.append(weakref.ref(population.champion_weights))
+            run.saving.save(population, make_history(generation + 1), last=False)
+            run.saving.close()
+        alive = [ref() is not None for ref in vectors]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        gc.enable()
+    assert alive == [False] * 12 + [True] * 6  # the population's own
+    assert saved(tmp_path) == []
+
+
+def test_what_a_checkpoint_says_of_a_generation_does_not_grow_after_it_began(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, CheckpointSettings())
+    history = make_history(2)
+    run.saving.save(make_population(5, make_layout(), 1), history, last=False, asked=True)
+    history.rows[-1].seconds["checkpoint"] = 1.0
+    run.saving.close()
+    assert "checkpoint" not in open_checkpoint(tmp_path).history.rows[-1].seconds

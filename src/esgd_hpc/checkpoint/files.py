@@ -4,7 +4,7 @@
       gen_000012/            one checkpoint; published by a rename, never changed afterwards
         leader_00000.h5        weights of the individuals of group 0, one file per group
         champion.h5            weights of the fittest state ever seen, where the population lost it
-      population.h5          records, layout, recipe, history; a view of all weights for viewers
+        population.h5          records, layout, recipe, history; a view of all weights for viewers
         COMMIT.json            sizes and CRC-32 of the others, written last
       gen_000013.tmp/        being written, or being deleted, or left by a killed job: ignored
       gen_000012.old/        what gen_000012 was before it was written again; deleted at once
@@ -19,7 +19,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -234,12 +234,19 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file and force it to disk. Raises RunError where the disk refuses."""
+    """Write a file, force it to disk and read it back.
+
+    Raises RunError where the disk refuses, and where it returns other bytes.
+    """
     try:
         with path.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # or the page cache would answer
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if file_sum(path) != FileSum(len(content), zlib.crc32(content)):
+            raise RunError(f"{path}: the disk returns other bytes than were written to it")
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -297,18 +304,21 @@ def remove_generation(path: Path) -> None:
             raise
 
 
-def surplus(found: Iterable[Generation], newest: int, keep: int) -> list[Path]:
-    """Return the complete generations up to `newest` beyond the `keep` newest of them.
+def surplus(
+    found: Iterable[Generation], newest: int, keep: int, verified: Container[int]
+) -> list[Path]:
+    """Return the complete generations up to `newest` beyond the `keep` newest verified ones.
 
-    `found` is from `generations`. Folders that are not complete are neither counted nor returned.
+    `found` is from `generations`; `verified` has the numbers of those that were read back whole. No
+    others are counted: their sizes alone say little. Folders that are not complete stay.
     """
     kept: set[int] = set()
     doomed = []
     for generation in found:
         if generation.number > newest or not is_complete(generation.path):
             continue
-        if generation.number not in kept and len(kept) < keep:
-            kept.add(generation.number)
-        else:
+        if len(kept) >= keep or generation.number in kept:
             doomed.append(generation.path)
+        elif generation.number in verified:
+            kept.add(generation.number)
     return doomed

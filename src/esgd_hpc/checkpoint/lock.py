@@ -74,8 +74,9 @@ class FolderLock:
         """Let go of the lock, if it was taken, and of the folder, if nothing was written to it."""
         if self._file is None:
             return
-        with suppress(OSError):
-            self._path.unlink()
+        if self._is_in_folder(self._file):  # not another's, in a folder that was made again
+            with suppress(OSError):
+                self._path.unlink()
         os.close(self._file)
         self._file = None
         for folder in self._made:

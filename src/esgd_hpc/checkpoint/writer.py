@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -55,10 +55,15 @@ class CheckpointWriter:
         recipe: Recipe,
         topology: Topology,
         provenance: Mapping[str, str],
+        begun_at: int | None = None,
     ) -> None:
-        """Take what all checkpoints share; `folder` must be one that all ranks share."""
+        """Take what all checkpoints share; `folder` must be one that all ranks share.
+
+        `begun_at` is the generation, verified, that the run goes on from.
+        """
         self._folder, self._layout, self._recipe = folder, layout, recipe
         self._topology, self._provenance = topology, provenance
+        self._verified = set() if begun_at is None else {begun_at}
         self._job: _Job | None = None
 
     def start(self, population: Population, history: History) -> None:
@@ -89,7 +94,7 @@ class CheckpointWriter:
         doing = f"writing checkpoint {final}"
         on_root(topology.world, doing, lambda: _begin(self._folder, working))
         keep = self._recipe.checkpoint.keep
-        self._job = _Job(working, final, contents, population, topology, keep)
+        self._job = _Job(working, final, contents, population, topology, keep, self._verified)
         if not self._recipe.checkpoint.background:
             self.finish()
 
@@ -130,9 +135,11 @@ class _Job:
         population: Population,
         topology: Topology,
         keep: int,
+        verified: set[int],
     ) -> None:
         self.final = final
-        self._working, self._contents, self._keep = working, contents, keep
+        self._working, self._contents = working, contents
+        self._keep, self._verified = keep, verified
         self._sums: Sums = {}
         self._complete = threading.Event()
         self._abandoned = threading.Event()
@@ -140,7 +147,9 @@ class _Job:
         self._published: Future[None] | None = None
         if topology.is_leader:
             group, weights = topology.group_number, dict(population.weights)
-            champion = population.champion_weights
+            champion = {}
+            if population.champion is not None and population.champion_weights is not None:
+                champion = {population.champion.uid: population.champion_weights}
             self._own = _in_thread(lambda: self._write_weights(group, weights, champion))
         if topology.world.rank == 0:
             self._published = _in_thread(self._publish_when_complete)
@@ -177,17 +186,25 @@ class _Job:
     # Threads.
 
     def _write_weights(
-        self, group: int, weights: dict[int, Weights], champion: Weights | None
+        self, group: int, weights: dict[int, Weights], champion: dict[int, Weights]
     ) -> Sums:
-        """Write and verify the file of this rank's group, and the champion's on rank 0."""
+        """Write and verify the file of this rank's group, and the champion's on rank 0.
+
+        Empties `weights` and `champion`, also where it fails: nothing holds a vector any longer.
+        """
         size, owner = self._contents.layout.size, self._contents.owner
         uids = [i.uid for i in self._contents.individuals if owner[i.uid] == group]
         name = files.leader_name(group)
-        rows = {uid: weights.pop(uid) for uid in uids}
-        sums = {name: write_weights_file(self._working / name, rows, size)}
-        if self._contents.champion is not None and champion is not None:
-            row = {self._contents.champion.uid: champion}
-            sums[files.CHAMPION] = write_weights_file(self._working / files.CHAMPION, row, size)
+        rows: dict[int, Weights] = {}
+        try:
+            rows |= {uid: weights.pop(uid) for uid in uids}
+            sums = {name: write_weights_file(self._working / name, rows, size)}
+            if champion:
+                path = self._working / files.CHAMPION
+                sums[files.CHAMPION] = write_weights_file(path, champion, size)
+        finally:
+            for held in (rows, weights, champion):
+                held.clear()
         files.write_whole(self._working / files.seal_name(name), msgspec.json.encode(sums))
         return sums
 
@@ -205,9 +222,13 @@ class _Job:
         if self._abandoned.is_set():
             return
         sums = self._sums if self._complete.is_set() else found
-        _commit(self._working, self._contents, sums)
-        _publish(self._working, self.final)
-        _tidy(self.final, self._contents, self._keep)
+        try:
+            _commit(self._working, self._contents, sums)
+            _publish(self._working, self.final)
+        except OSError as error:
+            raise files.cannot_write(self.final, error) from None
+        self._verified.add(self._contents.generation)
+        tidy(self.final, self._contents, self._keep, self._verified)
 
 
 def _in_thread(action: Callable[[], T]) -> "Future[T]":
@@ -241,13 +262,13 @@ def _seals(working: Path, names: set[str]) -> Sums:
 def _begin(folder: Path, working: Path) -> None:
     """Make the working folder, after the leftovers of killed jobs are gone."""
     if not folder.exists():
-        log.warning("%s is not there any more; it is made again", folder)
+        log.warning("%s is not there any more; it is made again, without its lock", folder)
     _make(folder)
     latest = folder / files.LATEST
     if latest.exists() and not latest.is_symlink():
         raise RunError(f"{latest}: not a link of ours, which it would become; rename it")
     for leftover in files.temporary_generations(folder):
-        files.remove_generation(leftover)
+        _remove(leftover)
     if working.is_symlink():
         raise RunError(f"{working}: a link, not a folder of ours; remove it")
     _make(working)
@@ -265,6 +286,9 @@ def _commit(working: Path, contents: Contents, sums: Sums) -> None:
     population_path = working / files.POPULATION
     write_population_file(population_path, contents)
     sums = {**sums, files.POPULATION: files.file_sum(population_path)}
+    for name in sums:
+        with suppress(OSError):  # NFS asks its server anew about a file that is opened
+            (working / name).open("rb").close()
     problems = files.size_problems(working, sums)
     if problems:
         raise RunError(
@@ -293,20 +317,29 @@ def _publish(working: Path, final: Path) -> None:
             replaced.rename(final)
         raise
     files.fsync_folder(final.parent)
-    files.point_latest(final.parent, final.name)
 
 
-def _tidy(final: Path, contents: Contents, keep: int) -> None:
-    """Replace history.h5 and delete old generations. The checkpoint stands whatever happens."""
+def tidy(final: Path, contents: Contents, keep: int, verified: Container[int]) -> None:
+    """Let `latest` and history.h5 follow a checkpoint, and delete those beyond the `keep` newest.
+
+    The checkpoint stands whatever happens here: what the disk refuses is a warning. On rank 0.
+    """
     folder = final.parent
     try:
+        files.point_latest(folder, final.name)
         recipe = json.dumps(contents.recipe)
         write_history_file(folder / files.HISTORY, contents.history, recipe, contents.provenance)
     except (EsgdError, OSError) as error:
         log.warning("the checkpoint is complete, but: %s", error)
+    _remove(final.with_name(final.name + files.REPLACED_SUFFIX))
+    found = files.generations(folder)
+    for path in files.surplus(found, contents.generation, keep, verified):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder of ours that nobody needs; another time if it cannot be deleted now."""
     try:
-        files.remove_generation(final.with_name(final.name + files.REPLACED_SUFFIX))
-        for path in files.surplus(files.generations(folder), contents.generation, keep):
-            files.remove_generation(path)
-    except (EsgdError, OSError) as error:
-        log.warning("old checkpoints in %s cannot be deleted: %s", folder, error)
+        files.remove_generation(path)
+    except OSError as error:
+        log.warning("%s cannot be deleted: %s", path, error.strerror)

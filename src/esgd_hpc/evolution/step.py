@@ -27,7 +27,7 @@ from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
 from esgd_hpc.parallel.exchange import exchange, gather_records
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights, fittest
+from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +127,7 @@ def evolution_step(
     population.individuals = selected.individuals
     population.owner = selected.owner
     population.next_uid += recipe.population.offspring + 1  # one for the copy of an anchor
-    if (
-        population.champion
-        and fittest(population.individuals).fitness <= population.champion.fitness
-    ):
-        population.champion = population.champion_weights = None
+    population.dismiss_champion()
     return offspring
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from esgd_hpc.parallel.exchange import exchange
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Individual, Population, Transfer, Weights, fittest
+from esgd_hpc.population import Individual, Population, Transfer, Weights
 
 
 class Lost:
@@ -44,11 +44,7 @@ def keep_champion(population: Population, lost: Lost, topology: Topology, size: 
     """
     offers = topology.world.allgather(lost.record if topology.is_leader else None)
     found = [(_rank(record), rank, record) for rank, record in enumerate(offers) if record]
-    best = fittest(population.individuals).fitness
-    if population.champion is not None and population.champion.fitness < best:
-        best = population.champion.fitness
-    else:
-        population.champion = population.champion_weights = None
+    best = population.best().fitness
     if not found or min(entry[0] for entry in found)[0] >= best:
         return
     _, rank, population.champion = min(found, key=lambda entry: entry[:2])

@@ -50,6 +50,7 @@ def sgd_step(
                 population.weights[individual.uid] = weights
     population.individuals = gather_records(topology, trained)
     refuse_if_all_failed(population.individuals, f"the SGD step of generation {generation}")
+    population.dismiss_champion()
     if recipe.sgd.backoff_probability < 1.0:
         keep_champion(population, lost, topology, learner.layout.size)
 
