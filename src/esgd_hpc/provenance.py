@@ -14,8 +14,6 @@ _PACKAGES = ("esgd-hpc", "torch", "numpy", "mpi4py", "h5py", "horovod")
 
 def provenance() -> dict[str, str]:
     """Return name to text. Reads the file system: call it on rank 0."""
-    import esgd_hpc
-
     return {
         "command": shlex.join(sys.argv),
         "host": socket.gethostname(),
@@ -23,7 +21,7 @@ def provenance() -> dict[str, str]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
-        "esgd-hpc commit": git_commit(Path(esgd_hpc.__file__).parent),
+        "esgd-hpc commit": git_commit(Path(__file__).parent),
         "commit": git_commit(Path(_folder())),
     }
 
