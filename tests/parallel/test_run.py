@@ -18,6 +18,7 @@ from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.checkpoint.verify import verify_checkpoint
 from esgd_hpc.config import Choice, Drawn, Range
 from esgd_hpc.population import HyperparameterValue
+from esgd_hpc.progress import Silent
 from esgd_hpc.tasks.base import Batch, ClassificationTask
 
 WORLD = MPI.COMM_WORLD
@@ -483,6 +484,33 @@ def test_a_run_of_which_nothing_can_be_read_is_not_begun_anew(tmp_path: Path) ->
     WORLD.Barrier()
     with pytest.raises(esgd_hpc.InputError, match=r"none of its generations can be read \(gen_0"):
         esgd_hpc.run(recipe(generations=1), WORLD, task=Blobs(), output=folder)
+
+
+class Notes(Silent):
+    """Remembers what rank 0 would show."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parallel(2, 4)
+def test_other_ranks_per_group_go_on_with_a_notice(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    first = esgd_hpc.run(
+        recipe(generations=3), WORLD, task=Blobs(), output=folder, should_stop=lambda: True
+    )
+    assert first.population.generation == 1
+    pairs = recipe(generations=3, topology={"ranks_per_group": 2, "gradient_averaging": "mpi"})
+    notes = Notes()
+    result = esgd_hpc.run(pairs, WORLD, task=Blobs(), output=folder, progress=notes)
+    assert "going on with 2 ranks per group instead of 1: last bits may differ" in notes.notes
+    assert result.population.generation == 3
+    assert all(row.theorem_1_holds for row in result.history)
+    assert open_checkpoint(folder).ranks_per_group == 2
+    assert open_checkpoint(folder).history.changes == []
 
 
 @pytest.mark.parallel(1, 2)
