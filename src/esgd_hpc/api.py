@@ -275,7 +275,7 @@ def _train(
         if topology.world.rank == 0:
             uids = {i.uid for i in population.individuals}
             history.remember([], [], [], uids, population)
-        saving.save(population, history, last=False, asked=True)
+        saving.save(population, history, must=True)
         report(population, history)
     setting = Setting(
         recipe=recipe,

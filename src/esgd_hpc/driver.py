@@ -71,7 +71,7 @@ def evolve(population: Population, history: History, setting: Setting) -> bool:
         stop = any(stop for stop, _ in asked) and not last
         with _timed(seconds, "checkpoint"):
             save = any(save for _, save in asked)
-            setting.saving.save(population, history, last=last or stop, asked=save)
+            setting.saving.save(population, history, must=last or stop, asked=save)
         setting.report(population, history)
         if stop:
             return False

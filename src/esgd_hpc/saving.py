@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class Saving:
     """Saves at the end of generations, as often as asked for; without a writer never.
 
-    A checkpoint that fails is told and tried again after the next generation. Only where it is the
-    last one does the failure end the run. Methods are collective over the world.
+    A checkpoint that fails is told and tried again after the next generation. Only where it must be
+    (the first, while nothing is lost yet, and the last) does the failure end the run. Methods are
+    collective over the world.
     """
 
     def __init__(
@@ -29,29 +30,30 @@ class Saving:
         self._owed = False
 
     def save(
-        self, population: Population, history: History, *, last: bool, asked: bool = False
+        self, population: Population, history: History, *, must: bool, asked: bool = False
     ) -> None:
-        """Save the population if it is the last, if that is `asked` for, or if it is time.
+        """Save the population if it `must` be, if that is `asked` for, or if it is time.
 
-        Waits for the last one; others are written beside what comes next. Raises RunError where the
-        last one cannot be written.
+        What must be is waited for, and a RunError where it fails; others are written beside what
+        comes next.
         """
         if self._writer is None:
             return
         self._attempt(self._writer.settle)
-        if not (last or asked or self._owed or self._is_time(population.generation)):
+        if not (must or asked or self._owed or self._is_time(population.generation)):
             return
         self._attempt(self._writer.finish)
         self._started = time.monotonic()
         try:
             self._writer.start(population, history)
-            if last:
+            if must:
                 self._writer.finish()
         except EsgdError as error:
-            if last:
+            if must:
+                lost = f"generation {population.generation} is lost, earlier checkpoints stay: "
                 raise RunError(
-                    f"{error}; generation {population.generation} is lost, earlier checkpoints"
-                    " stay: make room, or mend the folder, and start the same command again"
+                    f"{error}; {lost if population.generation else ''}make room, or mend the"
+                    " folder, and start the same command again"
                 ) from None
             self._failed(error)
         else:

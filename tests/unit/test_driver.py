@@ -212,8 +212,8 @@ class Loop:
             should_save=lambda: self.population.generation == self.save_in_generation,
         )
 
-    def save(self, members: Population, history: History, *, last: bool, asked: bool) -> None:
-        self.events.append(f"save {history.rows[-1].generation}{' last' * last}{' asked' * asked}")
+    def save(self, members: Population, history: History, *, must: bool, asked: bool) -> None:
+        self.events.append(f"save {history.rows[-1].generation}{' must' * must}{' asked' * asked}")
 
     def run(self) -> bool:
         return evolve(self.population, self.history, self.setting)
@@ -239,7 +239,7 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
     assert one.run()
     assert one.events == [
         *("sgd 1", "evolution 1.1", "evolution 1.2", "save 1", "report 1"),
-        *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2 last", "report 2"),
+        *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2 must", "report 2"),
     ]
     assert one.population.generation == 2
     assert [row.generation for row in one.history.rows] == [1, 2]
@@ -259,14 +259,14 @@ def test_the_baselines_have_no_evolution_step(loop: MakeLoop, method: str) -> No
 def test_fine_tuning_is_one_more_generation_without_evolution(loop: MakeLoop) -> None:
     one = loop(generations=1, fine_tuning={"epochs": 3})
     assert one.run()
-    assert one.events[3:] == ["report 1", "sgd 2", "save 2 last", "report 2"]
+    assert one.events[3:] == ["report 1", "sgd 2", "save 2 must", "report 2"]
 
 
 def test_a_rank_that_is_asked_to_stop_ends_the_run_at_a_checkpoint(loop: MakeLoop) -> None:
     one = loop(generations=5)
     one.stop_in_generation = 2
     assert not one.run()
-    assert one.events[-2:] == ["save 2 last", "report 2"]
+    assert one.events[-2:] == ["save 2 must", "report 2"]
     one.stop_in_generation = 0
     assert one.run(), "and it goes on from there"
     assert [row.generation for row in one.history.rows] == [1, 2, 3, 4, 5]
@@ -282,7 +282,7 @@ def test_any_rank_can_be_the_one_that_is_asked_to_save(loop: MakeLoop) -> None:
     one = loop(generations=3)
     one.save_in_generation = 2
     assert one.run()
-    assert [e for e in one.events if "save" in e] == ["save 1", "save 2 asked", "save 3 last"]
+    assert [e for e in one.events if "save" in e] == ["save 1", "save 2 asked", "save 3 must"]
     one = loop(others=[(False, True)], generations=2)
     assert one.run()
     assert "save 1 asked" in one.events

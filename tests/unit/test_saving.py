@@ -44,9 +44,9 @@ class Run:
         writer = CheckpointWriter(folder, make_layout(), recipe, self.topology, PROVENANCE)
         self.saving = Saving(writer, settings, self.topology)
 
-    def save(self, generation: int, *, last: bool = False, asked: bool = False) -> None:
+    def save(self, generation: int, *, must: bool = False, asked: bool = False) -> None:
         population = make_population(5, make_layout(), generation)
-        self.saving.save(population, make_history(generation + 1), last=last, asked=asked)
+        self.saving.save(population, make_history(generation + 1), must=must, asked=asked)
 
 
 def saved(folder: Path) -> list[int]:
@@ -61,7 +61,7 @@ def test_checkpoints_come_as_asked_for_and_always_at_the_end(
 ) -> None:
     run = Run(tmp_path, CheckpointSettings(every=every, keep=9))
     for generation in range(1, 6):
-        run.save(generation, last=generation == 5)
+        run.save(generation, must=generation == 5)
     assert saved(tmp_path) == expected
     assert all(verify_checkpoint(g.path) == [] for g in files.generations(tmp_path))
 
@@ -90,7 +90,7 @@ def test_minutes_count_in_place_of_generations(
 def test_without_a_folder_nothing_is_saved(tmp_path: Path) -> None:
     topology = Topology(MPI.COMM_SELF, 1)
     none = Saving(None, CheckpointSettings(), topology)
-    none.save(make_population(5, make_layout()), make_history(2), last=True)
+    none.save(make_population(5, make_layout()), make_history(2), must=True)
     none.close()
     assert names(tmp_path) == []
 
@@ -123,8 +123,15 @@ def test_the_last_one_that_fails_ends_the_run_and_says_what_is_lost(tmp_path: Pa
     run.saving.close()
     (tmp_path / "gen_000002.tmp").write_text("in the way")
     with pytest.raises(RunError, match=r"File exists; generation 2 is lost, earlier .* stay"):
-        run.save(2, last=True)
+        run.save(2, must=True)
     assert newest_valid(tmp_path) == (tmp_path / "gen_000001", [])
+
+
+def test_the_first_one_that_fails_ends_the_run_before_anything_is_lost(tmp_path: Path) -> None:
+    run = Run(tmp_path, CheckpointSettings())
+    (tmp_path / "gen_000000.tmp").write_text("in the way")
+    with pytest.raises(RunError, match=r"File exists; make room, or mend the folder, and start"):
+        run.save(0, must=True)
 
 
 def test_a_folder_that_vanishes_is_made_again(
@@ -190,7 +197,7 @@ def test_what_cannot_be_deleted_does_not_cost_the_checkpoint(
     (tmp_path / "history.h5").unlink()
     (tmp_path / "history.h5").mkdir()
     (tmp_path / "history.h5" / "mine").write_text("")
-    run.save(2, last=True)
+    run.save(2, must=True)
     assert "the checkpoint is complete, but" in caplog.text
     assert newest_valid(tmp_path) == (tmp_path / "gen_000002", [])
 
@@ -204,7 +211,7 @@ def test_a_latest_that_cannot_be_made_does_not_cost_the_checkpoint(
     monkeypatch.setattr(Path, "symlink_to", refuse)
     run = Run(tmp_path, CheckpointSettings(keep=2))
     for generation in range(1, 5):
-        run.save(generation, last=generation == 4)
+        run.save(generation, must=generation == 4)
     assert "the checkpoint is complete, but: [Errno 1] Operation not permitted" in caplog.text
     assert saved(tmp_path) == [3, 4]
 
@@ -222,7 +229,7 @@ def test_a_leftover_that_cannot_be_deleted_does_not_cost_checkpoints(
 
     monkeypatch.setattr(files, "remove_generation", refuse)
     run = Run(tmp_path, CheckpointSettings())
-    run.save(1, last=True)
+    run.save(1, must=True)
     assert "gen_000099.tmp cannot be deleted: Permission denied" in caplog.text
     assert saved(tmp_path) == [1]
 
@@ -239,10 +246,10 @@ def test_a_folder_that_cannot_be_listed_costs_checkpoints_and_not_the_run(
     monkeypatch.setattr(Path, "iterdir", refuse)
     run.save(1)
     with pytest.raises(RunError, match=r"cannot be listed: Input/output error; generation 2 is"):
-        run.save(2, last=True)
+        run.save(2, must=True)
     assert "cannot be listed: Input/output error; earlier checkpoints stay" in caplog.text
     monkeypatch.setattr(Path, "iterdir", original)
-    run.save(3, last=True)
+    run.save(3, must=True)
     assert saved(tmp_path) == [3]
 
 
@@ -261,7 +268,7 @@ def test_checkpoints_that_fail_hold_no_weights(tmp_path: Path) -> None:
             population.champion_weights = make_weights(0, layout)
             vectors += map(weakref.ref, population.weights.values())
             vectors.append(weakref.ref(population.champion_weights))
-            run.saving.save(population, make_history(generation + 1), last=False)
+            run.saving.save(population, make_history(generation + 1), must=False)
             run.saving.close()
         alive = [ref() is not None for ref in vectors]
     finally:
@@ -276,7 +283,7 @@ def test_what_a_checkpoint_says_of_a_generation_does_not_grow_after_it_began(
 ) -> None:
     run = Run(tmp_path, CheckpointSettings())
     history = make_history(2)
-    run.saving.save(make_population(5, make_layout(), 1), history, last=False, asked=True)
+    run.saving.save(make_population(5, make_layout(), 1), history, must=False, asked=True)
     history.rows[-1].seconds["checkpoint"] = 1.0
     run.saving.close()
     assert "checkpoint" not in open_checkpoint(tmp_path).history.rows[-1].seconds

@@ -209,26 +209,35 @@ class _Job:
         return sums
 
     def _publish_when_complete(self) -> None:
-        names = {files.leader_name(group) for group in range(self._contents.groups)}
-        pause, longest = _SECONDS_BETWEEN_LOOKS
-        found: Sums = {}
-        while not self._complete.wait(pause):
-            if self._abandoned.is_set():
-                return
-            found |= _seals(self._working, names - found.keys())
-            if found.keys() >= names:
-                break
-            pause = min(1.5 * pause, longest)
-        if self._abandoned.is_set():
-            return
-        sums = self._sums if self._complete.is_set() else found
         try:
+            sums = self._all_sums()
+            if sums is None:
+                return
             _commit(self._working, self._contents, sums)
             _publish(self._working, self.final)
         except OSError as error:
             raise files.cannot_write(self.final, error) from None
         self._verified.add(self._contents.generation)
         tidy(self.final, self._contents, self._keep, self._verified)
+
+    def _all_sums(self) -> Sums | None:
+        """Wait for the sums of all files, by their seals or by word of the ranks.
+
+        None if the checkpoint is abandoned first.
+        """
+        names = {files.leader_name(group) for group in range(self._contents.groups)}
+        pause, longest = _SECONDS_BETWEEN_LOOKS
+        found: Sums = {}
+        while not self._complete.wait(pause):
+            if self._abandoned.is_set():
+                return None
+            found |= _seals(self._working, names - found.keys())
+            if found.keys() >= names:
+                break
+            pause = min(1.5 * pause, longest)
+        if self._abandoned.is_set():
+            return None
+        return self._sums if self._complete.is_set() else found
 
 
 def _in_thread(action: Callable[[], T]) -> "Future[T]":
