@@ -39,10 +39,10 @@ class Saving:
         """
         if self._writer is None:
             return
-        self._attempt(self._writer.settle)
+        self._attempt(self._writer, self._writer.settle)
         if not (must or asked or self._owed or self._is_time(population.generation)):
             return
-        self._attempt(self._writer.finish)
+        self._attempt(self._writer, self._writer.finish)
         self._started = time.monotonic()
         try:
             self._writer.start(population, history)
@@ -50,19 +50,19 @@ class Saving:
                 self._writer.finish()
         except EsgdError as error:
             if must:
-                lost = f"generation {population.generation} is lost, earlier checkpoints stay: "
+                newest = f"{self._writer.newest()}, what came after it is lost; "
                 raise RunError(
-                    f"{error}; {lost if population.generation else ''}make room, or mend the"
+                    f"{error}; {newest if population.generation else ''}make room, or mend the"
                     " folder, and start the same command again"
                 ) from None
-            self._failed(error)
+            self._failed(self._writer, error)
         else:
             self._owed = False
 
     def close(self) -> None:
         """Wait for what is being written."""
         if self._writer is not None:
-            self._attempt(self._writer.finish)
+            self._attempt(self._writer, self._writer.finish)
 
     def _is_time(self, generation: int) -> bool:
         minutes = (time.monotonic() - self._started) / 60
@@ -71,13 +71,13 @@ class Saving:
         is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
         return is_time
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, writer: CheckpointWriter, step: Callable[[], None]) -> None:
         try:
             step()
         except EsgdError as error:
-            self._failed(error)
+            self._failed(writer, error)
 
-    def _failed(self, error: EsgdError) -> None:
+    def _failed(self, writer: CheckpointWriter, error: EsgdError) -> None:
         self._owed = True
         if self._world.rank == 0:
-            log.error("%s; earlier checkpoints stay, and the run goes on to the next one", error)
+            log.error("%s; %s, and the run goes on to the next", error, writer.newest())

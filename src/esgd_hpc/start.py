@@ -98,6 +98,12 @@ def _changes(
     with suppress(InputError):  # of another version: there may be keys that it did not know
         known = recipe_data(recipe_from(checkpoint.recipe))
         checkpoint = msgspec.structs.replace(checkpoint, recipe=known)
+    task = checkpoint.recipe.get("task")
+    if task != recipe.task and not any(_within(name, "task") for name in changing):
+        raise InputError(
+            f"--output {folder} holds a run of task {task}, not {recipe.task};"
+            " name another --output"
+        )
     different = differences(checkpoint.recipe, recipe_data(recipe))
     unnamed = [d for d in different if not any(_within(name, d.key) for name in changing)]
     if unnamed:

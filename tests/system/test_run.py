@@ -202,6 +202,8 @@ def test_a_signal_to_one_rank_or_the_launcher_stops_all_at_a_checkpoint_with_sta
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 99, stderr
     assert "start the same command again" in stderr
+    if target == "launcher":  # which passes it on to all
+        assert stderr.count(f"esgd: {number.name}: the run stops after this generation") == 1
     generation = inspect(launch, run)["generation"]
     assert 2 <= generation < 40
     again = launch(2, *command[:-4], "--set", "generations=40", "--output", str(run), timeout=240)
@@ -395,9 +397,10 @@ def test_a_run_without_room_goes_on_says_so_and_loses_nothing_but_its_last_gener
     assert full.returncode == 1
     lines = [line for line in full.stdout.splitlines() if line.startswith("generation ")]
     assert [line.split()[1] for line in lines] == ["3/5", "4/5"]
-    told = r"leader_0000\d.h5: cannot be written: File too large; earlier checkpoints stay"
+    told = r"leader_0000\d.h5: cannot be written: File too large; the newest .* is generation 2, and"
     assert len(re.findall(told, full.stderr)) == 2
-    assert "File too large; generation 5 is lost, earlier checkpoints stay" in full.stderr
+    told = "the newest complete checkpoint is generation 2, what came after it is lost; make room"
+    assert f"File too large; {told}" in full.stderr
     assert "Traceback" not in full.stderr
     assert inspect(launch, run)["generation"] == 2
     again = launch(3, *command, *more, cwd=tmp_path)
@@ -422,3 +425,35 @@ def test_a_tensorboard_log_on_request_grows_over_restarts(launch: "Launch", tmp_
     steps = [(event.step, event.value) for event in log.Scalars("fitness/best")]
     assert [step for step, _ in steps] == [0, 1, 2, 3, 4]
     assert [value for _, value in steps] == pytest.approx(inspect(launch, run)["history"]["best"])
+
+
+def test_a_signal_while_the_run_starts_is_remembered(launch: "Launch", tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = launch.start(1, "run", "digits", *ENDLESS, "--output", str(run))
+    rank = wait_for_rank(process.pid)
+    wait_for_handler(rank, signal.SIGUSR1)
+    assert not run.exists(), "it has not begun"
+    os.kill(rank, signal.SIGUSR1)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 99, stderr
+    assert inspect(launch, run)["generation"] == 1
+
+
+def wait_for_rank(launcher: int) -> int:
+    deadline = time.monotonic() + 60
+    while not (ranks := ranks_of(launcher)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return ranks[0]
+
+
+def wait_for_handler(pid: int, number: signal.Signals) -> None:
+    """Wait until a process catches a signal, by the kernel's word."""
+    deadline = time.monotonic() + 60
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+        if caught >> (number - 1) & 1:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

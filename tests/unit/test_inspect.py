@@ -61,6 +61,7 @@ def test_json_is_the_object_that_scripts_rely_on(
         "population",
         "history",
         "theorem_1_holds",
+        "changes",
     ]
     assert shown["recipe"] == recipe_data(make_recipe())
     assert (shown["generation"], shown["generations"]) == (2, make_recipe().last_generation)
@@ -82,6 +83,10 @@ def test_json_is_the_object_that_scripts_rely_on(
         "in_population": True,
     }
     assert shown["theorem_1_holds"] is False
+    change = {"generation": 1, "key": "sgd.epochs", "old": "1", "new": "[1, 2]"}
+    assert shown["changes"] == [change]
+    told = called(inspect, run, capsys)
+    assert "changed     after generation 1: sgd.epochs: 1 -> [1, 2]" in told
     assert [member["uid"] for member in shown["population"]] == [2, 5, 8, 11, 14]
     for member, individual in zip(shown["population"], population.individuals, strict=True):
         assert set(member) == {

@@ -109,7 +109,7 @@ def test_a_checkpoint_that_fails_is_told_and_tried_again_after_the_next_generati
     run.saving.close()
     assert saved(tmp_path) == [1]
     assert "gen_000002.tmp: cannot be written: File exists" in caplog.text
-    assert "the run goes on to the next one" in caplog.text
+    assert "and the run goes on to the next" in caplog.text
     run.save(3)  # not due by `every`, but owed
     run.save(4)
     run.saving.close()
@@ -122,7 +122,10 @@ def test_the_last_one_that_fails_ends_the_run_and_says_what_is_lost(tmp_path: Pa
     run.save(1)
     run.saving.close()
     (tmp_path / "gen_000002.tmp").write_text("in the way")
-    with pytest.raises(RunError, match=r"File exists; generation 2 is lost, earlier .* stay"):
+    with pytest.raises(
+        RunError,
+        match=r"File exists; the newest complete .* is generation 1, what came after it is lost",
+    ):
         run.save(2, must=True)
     assert newest_valid(tmp_path) == (tmp_path / "gen_000001", [])
 
@@ -164,7 +167,7 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written_costs_that_one_alo
     run.save(1)
     run.saving.close()
     monkeypatch.setattr(files, "file_sum", original)
-    assert "the run goes on to the next one" in caplog.text
+    assert "and the run goes on to the next" in caplog.text
     run.save(2)
     run.saving.close()
     assert saved(folder) == [2]
@@ -245,9 +248,11 @@ def test_a_folder_that_cannot_be_listed_costs_checkpoints_and_not_the_run(
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     run.save(1)
-    with pytest.raises(RunError, match=r"cannot be listed: Input/output error; generation 2 is"):
+    with pytest.raises(
+        RunError, match=r"cannot be listed: Input/output error; no checkpoint is complete"
+    ):
         run.save(2, must=True)
-    assert "cannot be listed: Input/output error; earlier checkpoints stay" in caplog.text
+    assert "cannot be listed: Input/output error; no checkpoint is complete" in caplog.text
     monkeypatch.setattr(Path, "iterdir", original)
     run.save(3, must=True)
     assert saved(tmp_path) == [3]

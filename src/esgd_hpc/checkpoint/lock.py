@@ -60,8 +60,15 @@ class FolderLock:
             os.close(self._file)
             return self.acquire()
         job = next((f", job {os.environ[n]}" for n in JOB_VARIABLES if n in os.environ), "")
-        os.truncate(self._file, 0)
-        os.write(self._file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode())
+        holder = f"host {socket.gethostname()}, process {os.getpid()}{job}\n"
+        try:
+            os.truncate(self._file, 0)
+            os.write(self._file, holder.encode())
+        except OSError as error:
+            raise InputError(
+                f"--output {self._folder}: cannot be written: {error.strerror}; make room, or name"
+                " another folder"
+            ) from None
         return []
 
     def _is_in_folder(self, file: int) -> bool:

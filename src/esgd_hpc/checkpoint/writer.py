@@ -66,6 +66,12 @@ class CheckpointWriter:
         self._verified = set() if begun_at is None else {begun_at}
         self._job: _Job | None = None
 
+    def newest(self) -> str:
+        """Return in words what this process knows to be on disk. On rank 0, to tell people."""
+        if not self._verified:
+            return "no checkpoint is complete"
+        return f"the newest complete checkpoint is generation {max(self._verified)}"
+
     def start(self, population: Population, history: History) -> None:
         """Begin to write one generation, and to delete those beyond the newest few.
 

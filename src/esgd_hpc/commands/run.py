@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
+from esgd_hpc.cli import launched_rank
 from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -21,6 +22,7 @@ SECONDS_TO_WAIT = 30.0
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run and return the exit status; the same on every rank."""
+    stop, save = _StopRequest(), _SaveRequest()  # before anything that takes long
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -30,7 +32,7 @@ def execute(arguments: argparse.Namespace) -> int:
         ) from None
     world = MPI.COMM_WORLD
     try:
-        return _run(arguments, world)
+        return _run(arguments, world, stop, save)
     except EsgdError as error:
         print_error(error, world.rank)
         _wait_for_all(world)
@@ -67,7 +69,12 @@ def _wait_for_all(world: "MPI.Comm") -> None:  # type: ignore[name-defined]  # n
         time.sleep(0.01)
 
 
-def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: ignore[name-defined]  # noqa: F821
+def _run(
+    arguments: argparse.Namespace,
+    world: "MPI.Comm",  # type: ignore[name-defined]  # noqa: F821
+    stop: "_StopRequest",
+    save: "_SaveRequest",
+) -> int:
     from esgd_hpc.parallel.agreement import on_root
     from esgd_hpc.recipe_file import load_recipe
 
@@ -88,7 +95,6 @@ def _run(arguments: argparse.Namespace, world: "MPI.Comm") -> int:  # type: igno
         if world.rank == 0:
             print(text)
         return 0
-    stop, save = _StopRequest(), _SaveRequest()
     progress = progress_for(world.rank)
     try:
         result = run(
@@ -127,6 +133,7 @@ class _StopRequest:
         now = time.monotonic()
         if self._first is None:
             self._first = now
+            _acknowledge(number, "the run stops after this generation")
         elif now - self._first > SECONDS_TO_REPEAT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -145,11 +152,18 @@ class _SaveRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        _acknowledge(number, "one checkpoint more after this generation")
 
     def taken(self) -> bool:
         """Whether this rank was asked for a checkpoint since the last call."""
         asked, self._asked = self._asked, False
         return asked
+
+
+def _acknowledge(number: int, what: str) -> None:
+    """Say that a signal has come; on rank 0 alone, for launchers pass it on to all."""
+    if not launched_rank():
+        print(f"esgd: {signal.Signals(number).name}: {what}", file=sys.stderr, flush=True)
 
 
 def _log_to_stderr(level: str, rank: int, group: int) -> None:

@@ -118,10 +118,14 @@
     });
   }
 
-  /** Return a scale with labels at 1, 2 and 5 of each decade where there are few `decades`. */
+  /**
+   * Return a scale with labels at 1, 2 and 5 of each decade where there are few `decades`; where
+   * none of these may lie between low and high, plotly chooses.
+   */
   function scale(isLog, low, high, decades = 3) {
     if (!isLog) return {};
-    return { type: "log", tickformat: "~g", dtick: Math.log10(high / low) > decades ? 1 : "D2" };
+    const some = { dtick: Math.log10(high / low) > decades ? 1 : "D2" };
+    return { type: "log", tickformat: "~g", ...(high / low > 5 ? some : {}) };
   }
 
   /** Return what our legend needs of a trace. Traces of a group are hidden together. */

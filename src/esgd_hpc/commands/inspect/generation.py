@@ -37,6 +37,7 @@ def of_view(view: View) -> Answer:
     population          [{uid, fitness, parents, born, origin, optimizer, seconds}] in uid order
     history             {column: [value of each generation]}, see HISTORY_COLUMNS
     theorem_1_holds     in all generations
+    changes             [{generation, key, old, new}] of the recipe, on purpose; values are JSON
 
     Raises InputError where the weights are damaged.
     """
@@ -61,6 +62,10 @@ def of_view(view: View) -> Answer:
             name: [getattr(row, name) for row in view.history.rows] for name in HISTORY_COLUMNS
         },
         "theorem_1_holds": all(row.theorem_1_holds for row in view.history.rows),
+        "changes": [
+            {"generation": c.generation, "key": c.key, "old": c.old, "new": c.new}
+            for c in view.history.changes
+        ],
     }
     return Answer(described, _lines(described, view))
 
@@ -103,6 +108,10 @@ def _lines(described: dict[str, Any], view: View) -> list[str]:
         f"best        individual {best.uid}{lost}, fitness {best.fitness:.6g}"
         + "".join(f", {name} {value:.4g}" for name, value in sorted(best.metrics.items())),
         f"trained by  {optimizer_text(best.draw)}",
+        *(
+            f"changed     after generation {c.generation}: {c.key}: {c.old} -> {c.new}"
+            for c in view.history.changes[-SHOWN:]
+        ),
         "",
         *_history_lines(view),
         "",
