@@ -397,7 +397,7 @@ def test_a_run_without_room_goes_on_says_so_and_loses_nothing_but_its_last_gener
     assert full.returncode == 1
     lines = [line for line in full.stdout.splitlines() if line.startswith("generation ")]
     assert [line.split()[1] for line in lines] == ["3/5", "4/5"]
-    told = r"leader_0000\d.h5: cannot be written: File too large; the newest .* is generation 2, and"
+    told = r"leader_0000\d.h5: cannot be written: File too large; the newest .* generation 2, and"
     assert len(re.findall(told, full.stderr)) == 2
     told = "the newest complete checkpoint is generation 2, what came after it is lost; make room"
     assert f"File too large; {told}" in full.stderr
