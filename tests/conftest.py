@@ -8,9 +8,11 @@ ESGD_NO_SKIPS=1 makes a failure of every skip, other than of `gpu` tests.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
@@ -180,6 +182,7 @@ class Launch:
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[str]] = []
+        self._scratch: list[str] = []
 
     def __call__(
         self,
@@ -217,13 +220,17 @@ class Launch:
         command = [sys.executable, "-m", "esgd_hpc", *map(str, esgd_args)]
         if n:
             command = [os.environ.get("ESGD_MPIEXEC", "mpiexec"), "-n", str(n), *command]
+        # Open MPI names its folder by its process number, and one that was killed leaves it: the
+        # next one of that number could not start. The path must be short, for sockets lie in it.
+        scratch = tempfile.mkdtemp(prefix="esgd")
+        self._scratch.append(scratch)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) | dict(env or {}),
+            env=dict(os.environ) | {"TMPDIR": scratch} | dict(env or {}),
             cwd=cwd,
             start_new_session=True,
         )
@@ -244,6 +251,8 @@ class Launch:
             for pipe in (process.stdout, process.stderr):
                 if pipe:
                     pipe.close()
+        for scratch in self._scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def stop(process: subprocess.Popen[str]) -> None:
