@@ -15,10 +15,12 @@ from torch import nn
 from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import CheckpointWriter
-from esgd_hpc.config import Drawn, Recipe, recipe_data
+from esgd_hpc.config import Drawn, Recipe
+from esgd_hpc.data.store import missing_data
 from esgd_hpc.device import choose_device, device_name
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
+from esgd_hpc.genome import Genome
 from esgd_hpc.history import GenerationRow, History, generation_row
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
@@ -26,14 +28,16 @@ from esgd_hpc.parallel import averaging
 from esgd_hpc.parallel.agreement import closed_together, on_root, together
 from esgd_hpc.parallel.averaging import Averaging
 from esgd_hpc.parallel.exchange import send_to_all
-from esgd_hpc.parallel.topology import Topology
+from esgd_hpc.parallel.node_memory import NodeMemory
+from esgd_hpc.parallel.topology import Topology, check_world_size
+from esgd_hpc.plan_text import plan_text
 from esgd_hpc.population import Individual, Population, Weights
 from esgd_hpc.progress import Progress, Silent
 from esgd_hpc.provenance import provenance
 from esgd_hpc.saving import Saving
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
 from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
-from esgd_hpc.tasks import load_task
+from esgd_hpc.tasks import data_in_memory, load_task, missing_data_of, read_data, stored_data
 from esgd_hpc.tasks.base import Task
 from esgd_hpc.tensorboard_log import TensorBoardLog, check_tensorboard
 
@@ -113,33 +117,46 @@ def plan(
     output: Path | str | None = None,
     resume: Resume = "auto",
     changing: Collection[str] = (),
+    ranks: int | None = None,
 ) -> str:
     """Return what `run` would do, in words, after the checks that it would make. Collective.
 
-    Loads the task and builds its model, but trains nothing and writes nothing.
+    Loads the task and builds its model, but trains nothing and writes nothing. With `ranks` it is
+    for a job of so many ranks, which need not exist. What can be told without data that is not
+    prepared yet is told.
     """
     folder = Path(output) if output is not None else None
-    with _prepared(recipe, comm, folder, resume, changing, None) as ready:
-        layout, num_groups = ready.learner.layout, ready.topology.num_groups
-        mebibytes = layout.size * 4 / 2**20
-        own = -(-recipe.num_parents // num_groups)
-        rho = recipe.evolution.parents_per_child
-        # Its own and its chosen children, parents on loan, a child, and what is being written.
-        held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
-        held += own if recipe.checkpoint.background else 0
-        draw = ["optimizer", "learning rate", "momentum", *sorted(ready.hyperparameters)]
-        lines = [
-            ready.headline,
-            f"one individual: {layout.size:,} values, {mebibytes:.3g} MiB",
-            f"a leader holds at most {held} individuals while it exchanges:"
-            f" {held * mebibytes:.3g} MiB",
-            f"one checkpoint: {recipe.num_parents * mebibytes:.3g} MiB in {folder},"
-            f" {recipe.checkpoint.keep} are kept",
-            f"a draw covers: {', '.join(draw)}",
-            *ready.found.notes,
-            f"recipe: {msgspec.json.encode(recipe_data(recipe)).decode()}",
-        ]
-    return "\n".join(lines)
+    task = together(
+        comm, f"loading task {recipe.task}", lambda: load_task(recipe.task, recipe.task_options)
+    )
+    missing = missing_data_of(task)
+    if ranks is None and not missing:
+        with _prepared(recipe, comm, folder, resume, changing, task) as ready:
+            return plan_text(
+                recipe,
+                ready.headline,
+                ready.learner.layout,
+                ready.topology.num_groups,
+                ready.hyperparameters,
+                folder,
+                [*_data_lines(task), *ready.found.notes],
+            )
+
+    def text() -> str:
+        found = find_start(recipe, folder, resume, changing)
+        size, each = ranks or comm.size, recipe.topology.ranks_per_group
+        check_world_size(size, each)
+        layout = Genome(task.model()).layout
+        device = recipe.topology.device
+        averaging = recipe.topology.gradient_averaging
+        headline = _headline(recipe, size // each, each, averaging, device, layout)
+        declared = drawn_hyperparameters(recipe, task.hyperparameters)
+        notes = [*_data_lines(task), *found.notes]
+        if missing:
+            notes.append(f"missing: {missing_data(missing[0])}")
+        return plan_text(recipe, headline, layout, size // each, declared, folder, notes)
+
+    return on_root(comm, f"planning task {recipe.task}", text)
 
 
 # Setting up ---------------------------------------------------------------------------------------
@@ -179,28 +196,41 @@ def _prepared(
             comm, "choosing a device", lambda: choose_device(recipe.topology, topology.local_rank)
         )
         _refuse_different(comm, "ranks compute on different kinds of device", device.type)
-        with closed_together(_start_averaging(recipe, topology, device)) as group:
+        with (
+            closed_together(_start_averaging(recipe, topology, device)) as group,
+            closed_together(NodeMemory(topology.node)) as memory,
+        ):
             task = task or together(
                 comm,
                 f"loading task {recipe.task}",
                 lambda: load_task(recipe.task, recipe.task_options),
             )
-            learner, hyperparameters = together(
-                comm,
-                f"building the model and data of task {recipe.task}",
-                lambda: _build(task, recipe, group, device),
-            )
-            fingerprint = together(comm, "comparing the ranks", learner.fingerprint)
-            _refuse_different(comm, f"task {recipe.task} differs from rank to rank", fingerprint)
-            yield _Ready(
-                topology=topology,
-                found=found,
-                task=task,
-                learner=learner,
-                hyperparameters=hyperparameters,
-                device=device,
-                headline=_headline(recipe, topology, group.name, device, learner.layout),
-            )
+            data = together(comm, "reading the data", lambda: read_data(task, memory.read))
+            with data_in_memory(task, data):
+                learner, hyperparameters = together(
+                    comm,
+                    f"building the model and data of task {recipe.task}",
+                    lambda: _build(task, recipe, group, device),
+                )
+                fingerprint = together(comm, "comparing the ranks", learner.fingerprint)
+                what = f"task {recipe.task} differs from rank to rank"
+                _refuse_different(comm, what, fingerprint)
+                yield _Ready(
+                    topology=topology,
+                    found=found,
+                    task=task,
+                    learner=learner,
+                    hyperparameters=hyperparameters,
+                    device=device,
+                    headline=_headline(
+                        recipe,
+                        topology.num_groups,
+                        topology.ranks_per_group,
+                        group.name,
+                        device.type,
+                        learner.layout,
+                    ),
+                )
 
 
 def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -> Averaging:
@@ -319,14 +349,19 @@ def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights
 
 
 def _headline(
-    recipe: Recipe, topology: Topology, name: str, device: torch.device, layout: Layout
+    recipe: Recipe, num_groups: int, ranks: int, averaging: str, device: str, layout: Layout
 ) -> str:
     offspring = f", {recipe.population.offspring} offspring" if recipe.method == "esgd" else ""
-    groups = "1 group" if topology.num_groups == 1 else f"{topology.num_groups} groups"
-    how = f" of {topology.ranks_per_group} ranks averaging by {name}"
+    groups = "1 group" if num_groups == 1 else f"{num_groups} groups"
+    how = f" of {ranks} ranks averaging by {averaging}"
     return (
         f"task {recipe.task}, method {recipe.method}: {recipe.num_parents} individuals of"
         f" {layout.num_parameters:,} parameters{offspring}, {recipe.generations} generations;"
-        f" {groups}{how if topology.ranks_per_group > 1 else ' of 1 rank'}"
-        f" on {device.type}"
+        f" {groups}{how if ranks > 1 else ' of 1 rank'} on {device}"
     )
+
+
+def _data_lines(task: Task) -> list[str]:
+    """Return how much of prepared data a node holds."""
+    num_bytes = sum(stored.num_bytes for stored in stored_data(task))
+    return [f"data: {num_bytes / 2**20:.4g} MiB, once on each node"] if num_bytes else []

@@ -12,7 +12,7 @@ from esgd_hpc.errors import EsgdError, InputError, print_error
 
 DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
 
-SERIAL_COMMANDS = ("inspect", "verify", "export", "report", "recipes")
+SERIAL_COMMANDS = ("data", "inspect", "verify", "export", "report", "recipes")
 """Those that MPI has no part in, also in a job script where the launcher's variables are set."""
 
 SECONDS_TO_SPEAK = 2.0
@@ -74,11 +74,32 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="show what would run, train nothing")
     run.add_argument(
+        "--ranks",
+        metavar="N",
+        type=int,
+        help="with --dry-run: show it for a job of N ranks, without starting them",
+    )
+    run.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="warning",
         help="what each rank logs to standard error, with its rank and group",
     )
+
+    data = commands.add_parser("data", help="prepare what the recipes train on")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="show the data sets, and which are prepared")
+    preparing = actions.add_parser("prepare", help="check a data set's files and write one of ours")
+    preparing.add_argument("name", metavar="NAME", help="a data set of `esgd data list`")
+    preparing.add_argument(
+        "--source", metavar="PATH", help="the original files (default: where packages put them)"
+    )
+    for action in (listing, preparing):
+        action.add_argument(
+            "--output",
+            metavar="DIR",
+            help="folder of prepared files (default: $ESGD_DATA, or data)",
+        )
 
     inspect = commands.add_parser(
         "inspect", help="show a run's history and population, individuals, and their descent"

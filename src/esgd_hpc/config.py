@@ -104,8 +104,8 @@ class PopulationSettings(Table, frozen=True, kw_only=True):
     """random: every individual is a new network; perturb: all are one network plus noise."""
     initial_weights: str = ""
     """perturb: a .safetensors file of that network; empty for a random one."""
-    perturbation_strength: float = 0.01
-    """perturb: standard deviation of the noise."""
+    perturbation_strength: Range = Range(0.01)
+    """perturb: standard deviation of the noise, drawn for each individual."""
 
 
 class OptimizerSettings(Table, frozen=True, kw_only=True):
@@ -132,6 +132,16 @@ class SgdSettings(Table, frozen=True, kw_only=True):
     """Samples of one step over the whole group."""
     backoff_probability: float = 1.0
     """p_backoff: an epoch that made the fitness worse is undone with this probability."""
+    milestones: tuple[int, ...] = ()
+    """SGD epochs of the whole run, ascending, after each of which learning rates are multiplied by
+    `milestone_factor` from there on. Fine-tuning with an optimizer of its own has none."""
+    milestone_factor: float = 0.1
+    patience: Range = Range(0)
+    """Epochs in a row without improvement after which the learning rate of an individual is
+    multiplied by `patience_factor` for the rest of its SGD step; 0: never."""
+    patience_factor: float = 0.1
+    gradient_clip: float = 0.0
+    """Largest norm of a gradient, which is scaled down to it; 0: any."""
     optimizers: tuple[OptimizerSettings, ...] = ()
     hyperparameters: dict[str, Drawn] = {}
     """[low, high] or { choice = [...] } in place of what the task declares, by name."""
@@ -251,6 +261,9 @@ class Recipe(Table, frozen=True, kw_only=True):
         """Number of the last generation; fine-tuning, where asked for, is one more."""
         return self.generations + (1 if self.fine_tuning.epochs else 0)
 
+
+STEP_SETTINGS = ("batch_size", "weight_decay", "patience")
+"""Hyper-parameters that any draw may cover, and that the SGD step itself uses."""
 
 FREE_KEYS = ("topology", "checkpoint", "logging")
 """Tables that may differ between the runs of one output folder: they do not define the result."""

@@ -13,6 +13,7 @@ from esgd_hpc.evolution.step import Anchor, evolution_step
 from esgd_hpc.history import OPTIMIZERS, GenerationRow, History, generation_row, optimizer_of
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
+from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population
 from esgd_hpc.saving import Saving
@@ -59,6 +60,10 @@ def evolve(population: Population, history: History, setting: Setting) -> bool:
                     )
                     selected.update(i.uid for i in population.individuals)
         population.generation = k
+        last = k == recipe.last_generation
+        if last and setting.learner.has_final_scores:
+            with _timed(seconds, "final_scores"):
+                add_final_scores(population, topology, setting.learner)
         with _timed(seconds, "diversity"):
             diversity = measure_diversity(population, topology, setting.learner.layout)
         row = generation_row(population, before, recipe, seconds, diversity)
@@ -66,7 +71,6 @@ def evolve(population: Population, history: History, setting: Setting) -> bool:
         history.rows.append(row)
         if topology.world.rank == 0:
             history.remember(before, trained, offspring, selected, population)
-        last = k == recipe.last_generation
         asked = topology.world.allgather((setting.should_stop(), setting.should_save()))
         stop = any(stop for stop, _ in asked) and not last
         with _timed(seconds, "checkpoint"):
@@ -97,6 +101,28 @@ def measure_diversity(
         found = mean_distances(sketches, by_optimizer)
     result: dict[str, float] = world.bcast(found)
     return result
+
+
+def add_final_scores(population: Population, topology: Topology, learner: Learner) -> None:
+    """Add what the task says of each individual after the last generation to its metrics.
+
+    Collective over the world.
+    """
+    scored = []
+    for individual in population.owned_by(topology.group_number):
+        learner.load(population.weights.get(individual.uid))
+        scored.append(_with_metrics(individual, learner.final_scores()))
+    population.individuals = gather_records(topology, scored if topology.is_leader else [])
+    if population.champion is not None:
+        champion = population.champion
+        if topology.group_number == 0:
+            learner.load(population.champion_weights)
+            champion = _with_metrics(champion, learner.final_scores())
+        population.champion = topology.world.bcast(champion)
+
+
+def _with_metrics(individual: Individual, metrics: Mapping[str, float]) -> Individual:
+    return msgspec.structs.replace(individual, metrics={**individual.metrics, **metrics})
 
 
 def check_theorem_1(

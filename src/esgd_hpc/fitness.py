@@ -17,9 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from esgd_hpc.data.batches import fetch, fixed_batches, length
+from esgd_hpc.data.batches import Batch, Data, fetch, fixed_batches, length
 from esgd_hpc.population import finite_fitness
-from esgd_hpc.tasks.base import Batch, Data
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +29,17 @@ class Score(msgspec.Struct, frozen=True):
     fitness: float
     """Mean loss over the samples, float64; +inf for NaN, infinity and failure."""
     metrics: dict[str, float]
-    """Means over the samples of all else that the task's `score` gives."""
+    """Means over the samples of all else that the task's `score` gives, and its `summary`."""
     failed: bool
     """Whether a rank of the group could not score its batches."""
 
 
 class Scorer(Protocol):
-    """The method of a task that `evaluate` calls."""
+    """The methods of a task that `evaluate` calls."""
 
     def score(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]: ...
+
+    def summary(self, means: Mapping[str, float]) -> Mapping[str, float]: ...
 
 
 class MetricSum(Protocol):
@@ -92,8 +93,10 @@ def evaluate(
         name: math.fsum(column) / length(data) if np.isfinite(column).all() else math.nan
         for name, column in zip(names, columns, strict=True)
     }
-    fitness = math.inf if failed else finite_fitness(means.pop("loss"))
-    return Score(fitness, {} if failed else means, failed), failure
+    if failed:
+        return Score(math.inf, {}, True), failure
+    means |= task.summary(means)
+    return Score(finite_fitness(means.pop("loss")), means, False), failure
 
 
 def told(error: Exception) -> str:

@@ -6,9 +6,10 @@ at the end of the flat gradient.
 """
 
 import copy
+import logging
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from esgd_hpc import rng
-from esgd_hpc.config import Drawn, Recipe
-from esgd_hpc.data.batches import fetch, length, to_device, training_shards
+from esgd_hpc.config import STEP_SETTINGS, Drawn, Recipe
+from esgd_hpc.data.batches import Step, fetch, length, to_device, training_shards
 from esgd_hpc.errors import InputError
 from esgd_hpc.fitness import MetricSum, Score, evaluate, seed_global_generators, told
 from esgd_hpc.genome import Genome, weights_of
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
-from esgd_hpc.tasks.base import Task
+from esgd_hpc.tasks.base import Data, Task
+
+log = logging.getLogger(__name__)
 
 
 class Group(MetricSum, Protocol):
@@ -47,6 +50,8 @@ class Learner:
         self._group = group
         self._device = device
         torch.set_num_threads(recipe.topology.threads_per_rank)
+        if task.shared:
+            task.shared = {name: tensor.to(device) for name, tensor in task.shared.items()}  # type: ignore[union-attr]
         self._training = to_device(task.training, device)
         fitness_data = task.training if recipe.fitness.data == "training" else task.validation
         self._fitness_data = (
@@ -138,13 +143,14 @@ class Learner:
 
     def configure(self, hyperparameters: Mapping[str, HyperparameterValue]) -> None:
         """Apply what was drawn for the task to the model."""
-        if hyperparameters:
-            self._task.configure(self._model, hyperparameters)
+        own = {name: v for name, v in hyperparameters.items() if name not in STEP_SETTINGS}
+        if own:
+            self._task.configure(self._model, own)
 
     def train_epoch(
         self,
         optimizer: torch.optim.Optimizer,
-        batch_size: int,
+        draw: Draw,
         generation: int,
         epoch: int,
         uid: int,
@@ -152,42 +158,62 @@ class Learner:
     ) -> Score:
         """Train the loaded individual for one epoch, then score it. Collective over the group.
 
-        A rank that could not even prepare comes with its `failure`. Raises IndividualFailed on
-        every rank of the group if one of them failed.
+        `draw` has the batch size, and the learning rate of this epoch. A rank that could not even
+        prepare comes with its `failure`. Raises IndividualFailed on every rank of the group if one
+        of them failed.
         """
-        seed = self._recipe.seed
-        order = rng.stream(seed, generation, epoch, uid, rng.Purpose.SAMPLE_ORDER).permutation(
-            self.num_training_samples
-        )
-        shards = training_shards(order, batch_size, self._group.rank, self._group.size)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = draw.learning_rate
+        stream = rng.stream(self._recipe.seed, generation, epoch, uid, rng.Purpose.SAMPLE_ORDER)
         self._seed(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
         self._model.train()
-        batches = iter(fetch(self._training, [indices for indices, _ in shards], self._device))
-        for indices, total in shards:
+        steps: Sequence[Step] = [Step(None, 0.0)]  # where this fails, the first step tells it
+        batches: Iterator[Any] = iter(())
+        if not failure:
+            try:
+                steps = self._task.training_steps(
+                    draw.batch_size, stream, self._group.rank, self._group.size
+                )
+                batches = iter(self._task.training_batches(self._training, steps, self._device))
+            except Exception as error:
+                failure, steps = told(error), [Step(None, 0.0)]
+        for step in steps:
             if not failure:
                 try:
-                    optimizer.zero_grad(set_to_none=True)
-                    batch = next(batches)
-                    if batch is not None:
-                        loss = self._task.loss(self._model, self._task.augment(batch))
-                        # Weighted by samples, so that an uneven last batch is averaged rightly.
-                        share = len(indices) / total
-                        (loss if share == 1.0 else loss * share).backward()
-                    if self._group.size > 1:
-                        self._pack_gradient()
+                    self._gradient_of(next(batches), step.share, optimizer)
                 except Exception as error:
                     failure = told(error)
             if self._group.size > 1:
                 self._average_gradient(failure)
             elif failure:
                 raise IndividualFailed(failure)
-            if not failure:
-                try:
-                    optimizer.step()
-                except Exception as error:
-                    failure = told(error)
+            try:
+                self._update(optimizer, draw.learning_rate, step.learning_rate_scale)
+            except Exception as error:
+                failure = told(error)
         self._average_buffers()
         return self._score(failure)
+
+    def _gradient_of(self, batch: Any, share: float, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        if batch is not None:
+            loss = self._task.loss(self._model, self._task.augment(batch))
+            # Weighted by samples, so that an uneven last batch is averaged rightly.
+            (loss if share == 1.0 else loss * share).backward()
+        if self._group.size > 1:
+            self._pack_gradient()
+
+    def _update(self, optimizer: torch.optim.Optimizer, learning_rate: float, scale: float) -> None:
+        if self._recipe.sgd.gradient_clip > 0.0:
+            nn.utils.clip_grad_norm_(self._parameters, self._recipe.sgd.gradient_clip)
+        if scale == 1.0:
+            optimizer.step()
+            return
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = learning_rate * scale
+        optimizer.step()
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = learning_rate
 
     def score(self, *, recalibrate: bool = False) -> Score:
         """Score the loaded individual, after estimating its BatchNorm statistics anew if asked.
@@ -201,6 +227,34 @@ class Learner:
             except Exception as error:
                 failure = told(error)
         return self._score(failure)
+
+    @property
+    def has_final_scores(self) -> bool:
+        """Whether the task has more to say of the last generation than `score` tells."""
+        return self._task.test is not None or type(self._task).final_scores is not Task.final_scores
+
+    def final_scores(self) -> dict[str, float]:
+        """Return what the loaded individual scores on test data, and metrics of whole data sets.
+
+        Collective over the group; the leader's has all of them. What fails is logged and absent.
+        """
+        found: dict[str, float] = {}
+        if self._task.test is not None:
+            score, failure = self._evaluate(self._task.test)
+            if failure or score.failed:
+                log.warning("scoring test data failed: %s", failure or "on another rank")
+            else:
+                found["test_loss"] = score.fitness
+                found |= {f"test_{name}": value for name, value in score.metrics.items()}
+        if self._group.rank == 0:
+            try:
+                self._model.eval()
+                seed_global_generators(0)
+                with torch.no_grad():
+                    found |= self._task.final_scores(self._model)
+            except Exception as error:
+                log.warning("the task's final_scores failed: %s", told(error))
+        return found
 
     def recalibrated(self, weights: Weights) -> Weights:
         """Return the weights with BatchNorm statistics as `score(recalibrate=True)` saw them."""
@@ -270,17 +324,20 @@ class Learner:
         self._group.sum(buffers)
         buffers /= self._group.size
 
-    def _score(self, failure: str) -> Score:
-        score, failure = evaluate(
+    def _evaluate(self, data: Data, failure: str = "") -> tuple[Score, str]:
+        return evaluate(
             self._model,
             self._task,
-            self._fitness_data,
+            data,
             self._recipe.fitness.batch_size,
             self._score_names,
             self._group,
             self._device,
             failure,
         )
+
+    def _score(self, failure: str) -> Score:
+        score, failure = self._evaluate(self._fitness_data, failure)
         if score.failed:
             raise IndividualFailed(failure)
         return score
@@ -311,7 +368,7 @@ class Learner:
         """
         ends: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         for name, values in drawn.items():
-            if name not in ("batch_size", "weight_decay"):
+            if name not in STEP_SETTINGS:
                 ends[0][name], ends[1][name] = values.ends()
         if not ends[0] or self._recipe.method == "single":
             return

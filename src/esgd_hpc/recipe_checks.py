@@ -17,6 +17,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "sgd.epochs": (1, 10**6),
     "sgd.batch_size": (1, 2**31),
     "sgd.backoff_probability": _FRACTION,
+    "sgd.milestones": (1, 10**9),
+    "sgd.milestone_factor": _FRACTION,
+    "sgd.patience": (0, 10**6),
+    "sgd.patience_factor": _FRACTION,
+    "sgd.gradient_clip": (0.0, math.inf),
     "sgd.optimizers.*.weight": (0.0, math.inf),
     "sgd.optimizers.*.learning_rate": (0.0, math.inf),
     "sgd.optimizers.*.learning_rate_decay": _FRACTION,
@@ -51,7 +56,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_drawn(name: str, drawn: Drawn, key: str) -> None:
-    """Raise InputError if `batch_size` or `weight_decay` could be drawn as what it cannot be."""
+    """Raise InputError if a value of the step itself could be drawn as what it cannot be."""
     values: tuple[Any, ...] = drawn.values if isinstance(drawn, Choice) else _numbers(drawn)
     if name == "batch_size":
         fits = all(type(v) is int and 1 <= v <= 2**31 for v in values)
@@ -59,6 +64,9 @@ def check_drawn(name: str, drawn: Drawn, key: str) -> None:
     elif name == "weight_decay":
         fits = all(is_number(v) and v >= 0.0 for v in values)
         wanted = "numbers of at least 0"
+    elif name == "patience":
+        fits = all(type(v) is int and 0 <= v <= 10**6 for v in values)
+        wanted = "whole numbers from 0 to 1000000"
     else:
         return
     if not fits:
@@ -111,8 +119,14 @@ def check_together(recipe: Recipe, source: str) -> None:
 
     if not recipe.task:
         raise refuse('task = "": name a built-in task or "package.module:factory"')
-    if not recipe.sgd.batch_size.whole:
-        raise refuse(f"sgd.batch_size = {recipe.sgd.batch_size.plain()}: expected whole numbers")
+    for key in ("batch_size", "patience"):
+        drawn: Range = getattr(recipe.sgd, key)
+        if not drawn.whole:
+            raise refuse(f"sgd.{key} = {drawn.plain()}: expected whole numbers")
+    if list(recipe.sgd.milestones) != sorted(set(recipe.sgd.milestones)):
+        raise refuse(
+            f"sgd.milestones = {list(recipe.sgd.milestones)}: expected epochs in ascending order"
+        )
     if recipe.method == "single":
         if recipe.single.learning_rate <= 0.0:
             raise refuse(

@@ -41,17 +41,48 @@ def recipe_text(name_or_path: str) -> str:
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """Return the checked recipe of a packaged name or a TOML file, with KEY=VALUE overrides.
 
-    Raises InputError that names the key, its value and the remedy.
+    A file may extend another, `extends = "cifar10"`. Raises InputError that names the key, its
+    value and the remedy.
     """
-    try:
-        data = tomllib.loads(recipe_text(name_or_path))
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"recipe {name_or_path}: not valid TOML: {error}") from None
+    data = _load(name_or_path, ())
     for override in overrides:
         _apply_override(data, override)
     return recipe_from(data, source=f"recipe {name_or_path}")
+
+
+EXTENDS = "extends"
+"""Key of a recipe file that names another one, whose keys hold where this one has none."""
+
+
+def _load(name_or_path: str, around: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a recipe file holds together with what it extends."""
+    if name_or_path in around:
+        chain = " extends ".join([*around, name_or_path])
+        raise InputError(f"recipe {around[0]}: {chain}: recipes extend each other in a circle")
+    try:
+        data = tomllib.loads(recipe_text(name_or_path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"recipe {name_or_path}: not valid TOML: {error}") from None
+    base = data.pop(EXTENDS, None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise InputError(
+            f"recipe {name_or_path}: {EXTENDS} = {short(base)}: expected a recipe's name or file"
+        )
+    if base not in recipe_names() and name_or_path not in recipe_names():
+        base = str(Path(name_or_path).parent / base)  # a file beside this one
+    return _merged(_load(base, (*around, name_or_path)), data)
+
+
+def _merged(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `data`; tables are merged, all else is replaced."""
+    merged = dict(base)
+    for key, value in data.items():
+        old = base.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def recipe_from(data: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -236,11 +236,13 @@ def _score_all(population: Population, topology: Topology, learner: Learner) -> 
 def _newborn(recipe: Recipe, uid: int) -> Individual:
     if recipe.population.initialization == "random":
         return Individual(uid=uid, fitness=np.inf)
+    strength = recipe.population.perturbation_strength
+    stream = rng.stream(recipe.seed, 0, 1, uid, rng.Purpose.PERTURBATION)
     return Individual(
         uid=uid,
         fitness=np.inf,
         noise_seed=str(rng.key(recipe.seed, 0, 0, uid, rng.Purpose.PERTURBATION)),
-        sigma=recipe.population.perturbation_strength,
+        sigma=float(stream.uniform(strength.low, strength.high)),
     )
 
 

@@ -188,7 +188,7 @@ def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.
     start_weights = torch.from_numpy(learner.weights()[: learner.layout.num_parameters])
     optimizer = learner.optimizer(draw)
     for epoch in (1, 2):
-        score = learner.train_epoch(optimizer, draw.batch_size, 1, epoch, 7)
+        score = learner.train_epoch(optimizer, draw, 1, epoch, 7)
     trained = learner.weights()
 
     model = reference(task, start_weights, draw, group.size)
@@ -282,7 +282,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     if how == "step":
         optimizer = FailingStep(learner._parameters, lr=0.1)
     with pytest.raises(IndividualFailed) as failed:
-        learner.train_epoch(optimizer, BATCH, 1, 1, 1)
+        learner.train_epoch(optimizer, SGD, 1, 1, 1)
     told = [text for text in WORLD.allgather(str(failed.value)) if text]
     assert len(told) == 1
     assert "broke" in told[0] or "no memory" in told[0]
@@ -290,7 +290,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     task.armed = False
     learner.restore()
     assert learner.score() == before
-    learner.train_epoch(learner.optimizer(SGD), BATCH, 1, 1, 1)
+    learner.train_epoch(learner.optimizer(SGD), SGD, 1, 1, 1)
 
 
 @pytest.mark.parallel(1, 2)
@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_a_number_is_an_infinite_fitness(group: Averaging) ->
     learner = Learner(task, RECIPE, group, torch.device("cpu"))
     learner.load(learner.new_weights(1) if group.rank == 0 else None)
     task.armed = True
-    assert learner.train_epoch(learner.optimizer(SGD), BATCH, 1, 1, 1).fitness == float("inf")
+    assert learner.train_epoch(learner.optimizer(SGD), SGD, 1, 1, 1).fitness == float("inf")
 
 
 @pytest.mark.parallel(2, 4)

@@ -174,6 +174,7 @@ class Topology:
 
 
 class Learner:
+    has_final_scores = False
     layout = Layout(entries=())
 
 

@@ -90,8 +90,20 @@ def _run(
 
     output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
     changing = [override.partition("=")[0].strip() for override in arguments.overrides]
+    if arguments.ranks is not None and not (arguments.dry_run and arguments.ranks > 0):
+        raise InputError(
+            f"--ranks {arguments.ranks}: a number of at least 1, with --dry-run alone; a job"
+            " gets its ranks from its launcher: mpirun -n N, srun -n N"
+        )
     if arguments.dry_run:
-        text = plan(recipe, world, output=output, resume=arguments.resume, changing=changing)
+        text = plan(
+            recipe,
+            world,
+            output=output,
+            resume=arguments.resume,
+            changing=changing,
+            ranks=arguments.ranks,
+        )
         if world.rank == 0:
             print(text)
         return 0

@@ -5,7 +5,7 @@ Datasets through torch's DataLoader. Neither draws a random number.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from esgd_hpc.data.store import Stored
 from esgd_hpc.errors import InputError
-from esgd_hpc.tasks.base import Batch, Data
+
+Batch = Any
+"""What the data gives: a tuple of tensors for in-memory data, else what the collation returns."""
+
+Data = Sequence[Any] | Dataset[Any]
+"""Tensors of equal first dimension, all in memory (fast), or datasets of a prepared file, which
+become such tensors before a run begins, or any map-style torch Dataset."""
 
 Indices = npt.NDArray[np.int64]
 """Places of samples in the data, shape [n]."""
+
+
+class Step(NamedTuple):
+    """What one rank does in one optimizer step of an epoch."""
+
+    samples: Any
+    """Its part of the global batch; for the usual batching, places of samples in the data."""
+    share: float
+    """The part's share of the global batch's samples; 0 where the rank has none."""
+    learning_rate_scale: float = 1.0
 
 
 # Which --------------------------------------------------------------------------------------------
@@ -79,12 +96,12 @@ def _common_length(data: Sequence[Any], name: str) -> int:
     if not data:
         raise InputError(f"{name}: no tensors; give at least one")
     for part in data:
-        if not isinstance(part, Tensor):
+        if not isinstance(part, Tensor | Stored):
             raise InputError(
                 f"{name}: {type(part).__name__} among the tensors;"
                 " convert it with torch.as_tensor, or give a Dataset"
             )
-    lengths = [len(tensor) if tensor.dim() else 0 for tensor in data]
+    lengths = [tensor.shape[0] if tensor.shape else 0 for tensor in data]
     if min(lengths) < 1 or len(set(lengths)) > 1:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in data)
         raise InputError(
@@ -98,6 +115,13 @@ def to_device(data: Data, device: torch.device) -> Data:
     if _in_memory(data):
         return tuple(tensor.to(device) for tensor in data)
     return data
+
+
+def is_missing(data: Data) -> bool:
+    """Whether the data is of a prepared file that is not there."""
+    return isinstance(data, list | tuple) and any(
+        isinstance(part, Stored) and part.shape is None for part in data
+    )
 
 
 def fetch(

@@ -4,9 +4,12 @@
     group   the ranks that train one individual together, data-parallel; rank 0 of it is its leader
     peers   the ranks that hold the same place in their groups; for leaders: all leaders.
             Weights travel over it. Every rank has one, so that none holds a missing communicator.
+    node    the ranks that share memory: they read data once
 
 Groups are consecutive ranks, so that on usual placements a group shares a node.
 """
+
+from typing import cast
 
 from mpi4py import MPI
 
@@ -20,29 +23,38 @@ class Topology:
     """
 
     def __init__(self, world: MPI.Comm, ranks_per_group: int) -> None:
-        if world.size % ranks_per_group:
-            lower = world.size - world.size % ranks_per_group
-            starts = f"{lower} or {lower + ranks_per_group}" if lower else f"{ranks_per_group}"
-            raise InputError(
-                f"world size {world.size} is not a multiple of topology.ranks_per_group"
-                f" {ranks_per_group}; start {starts} ranks, or set topology.ranks_per_group = 1"
-            )
+        check_world_size(world.size, ranks_per_group)
         self.world = world
         self.ranks_per_group = ranks_per_group
         self.num_groups = world.size // ranks_per_group
         self.group_number, place = divmod(world.rank, ranks_per_group)
         self.group = world.Split(self.group_number, place)
         self.peers = world.Split(place, self.group_number)
-        node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
-        self.local_rank = node.rank
-        node.Free()
+        self.node = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
 
     @property
     def is_leader(self) -> bool:
         """Whether this rank holds the weights of its group's individuals."""
         return self.group.rank == 0
 
+    @property
+    def local_rank(self) -> int:
+        """Number of this rank on its node."""
+        return self.node.rank
+
     def close(self) -> None:
         """Free the communicators. Collective over `world`."""
+        self.node.Free()
         self.peers.Free()
         self.group.Free()
+
+
+def check_world_size(size: int, ranks_per_group: int) -> None:
+    """Raise InputError where so many ranks cannot be split into groups."""
+    if size % ranks_per_group:
+        lower = size - size % ranks_per_group
+        starts = f"{lower} or {lower + ranks_per_group}" if lower else f"{ranks_per_group}"
+        raise InputError(
+            f"world size {size} is not a multiple of topology.ranks_per_group"
+            f" {ranks_per_group}; start {starts} ranks, or set topology.ranks_per_group = 1"
+        )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from esgd_hpc import rng
-from esgd_hpc.config import Choice, Drawn, OptimizerSettings, Range, Recipe
+from esgd_hpc.config import STEP_SETTINGS, Choice, Drawn, OptimizerSettings, Range, Recipe
 from esgd_hpc.errors import InputError
 from esgd_hpc.population import Draw, HyperparameterValue, Individual
 from esgd_hpc.recipe_checks import check_drawn
@@ -21,7 +21,7 @@ def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict
 
     Raises InputError for a name in the recipe that the task does not declare.
     """
-    known = {*declared, "batch_size", "weight_decay"}
+    known = {*declared, *STEP_SETTINGS}
     for table, values in (
         ("sgd", recipe.sgd.hyperparameters),
         ("single", recipe.single.hyperparameters),
@@ -40,6 +40,18 @@ def drawn_hyperparameters(recipe: Recipe, declared: Mapping[str, Drawn]) -> dict
             )
         check_drawn(name, drawn, f"task {recipe.task}: hyperparameters[{name!r}]")
     return {**declared, **recipe.sgd.hyperparameters}
+
+
+def milestone_scale(recipe: Recipe, generation: int, epoch: int) -> float:
+    """Return what milestones multiply the learning rate by, in an epoch of a generation.
+
+    Both count from 1. Epochs count on over generations, K_s in each.
+    """
+    if generation > recipe.generations and recipe.method in ("esgd", "sgd-only"):
+        return 1.0  # fine-tuning has its own learning rate
+    done = (min(generation, recipe.generations + 1) - 1) * recipe.sgd.epochs + epoch - 1
+    passed = sum(done >= milestone for milestone in recipe.sgd.milestones)
+    return recipe.sgd.milestone_factor**passed
 
 
 def draw_optimizer(
@@ -87,6 +99,10 @@ def _from_pool(
         name: _draw(drawn, _stream_of(recipe.seed, generation, uid, name))
         for name, drawn in sorted(hyperparameters.items())
     }
+    if recipe.sgd.patience.high > 0 and "patience" not in extra:
+        extra["patience"] = _draw(
+            recipe.sgd.patience, _stream_of(recipe.seed, generation, uid, "patience")
+        )
     momentum = momentum if has_momentum else 0.0
     return Draw(
         optimizer=settings.name,

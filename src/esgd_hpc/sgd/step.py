@@ -21,7 +21,7 @@ from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
 from esgd_hpc.sgd.champion import Lost, keep_champion
-from esgd_hpc.sgd.optimizers import draw_optimizer
+from esgd_hpc.sgd.optimizers import draw_optimizer, milestone_scale
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def train_individual(
     num_epochs = recipe.fine_tuning.epochs if fine_tuning else recipe.sgd.epochs
     draw = draw_optimizer(recipe, hyperparameters, generation, individual)
     fitness, metrics = individual.fitness, individual.metrics
-    back_offs, failure, changed = 0, "", False
+    patience = int(draw.hyperparameters.get("patience", 0))
+    back_offs, idle, scale, failure, changed = 0, 0, 1.0, "", False
 
     def record(num_done: int) -> Individual:
         return msgspec.structs.replace(
@@ -96,6 +97,7 @@ def train_individual(
     optimizer = learner.optimizer(draw)
     unprepared, epoch = "", 0
     for epoch in range(1, num_epochs + 1):
+        rate = draw.learning_rate * scale * milestone_scale(recipe, generation, epoch)
         try:
             learner.snapshot(optimizer if epoch < num_epochs else None)
             if epoch == 1:
@@ -104,7 +106,12 @@ def train_individual(
             unprepared = told(error)
         try:
             score = learner.train_epoch(
-                optimizer, draw.batch_size, generation, epoch, uid, unprepared
+                optimizer,
+                msgspec.structs.replace(draw, learning_rate=rate),
+                generation,
+                epoch,
+                uid,
+                unprepared,
             )
         except IndividualFailed as error:
             failure = first_told(topology.group, str(error))
@@ -112,6 +119,9 @@ def train_individual(
             back_offs += 1
             break
         finite = math.isfinite(score.fitness)
+        idle = 0 if score.fitness < fitness else idle + 1
+        if idle == patience > 0:
+            idle, scale = 0, scale * recipe.sgd.patience_factor
         if not finite:
             failure = NOT_FINITE
         stream = rng.stream(seed, generation, epoch, uid, rng.Purpose.BACK_OFF)
@@ -120,10 +130,8 @@ def train_individual(
             learner.restore(optimizer)
             back_offs += 1
             if recipe.method == "single":
-                rate = draw.learning_rate * recipe.single.learning_rate_factor
-                draw = msgspec.structs.replace(draw, learning_rate=rate)
-                for parameters in optimizer.param_groups:
-                    parameters["lr"] = rate
+                halved = draw.learning_rate * recipe.single.learning_rate_factor
+                draw = msgspec.structs.replace(draw, learning_rate=halved)
         else:
             if score.fitness > fitness:
                 left = record(epoch - 1) if changed else individual

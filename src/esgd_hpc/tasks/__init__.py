@@ -10,7 +10,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from esgd_hpc.errors import InputError
@@ -18,11 +19,21 @@ from esgd_hpc.errors import InputError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from torch import Tensor
+
+    from esgd_hpc.data.store import Stored
     from esgd_hpc.tasks.base import Task
 
 _BUILT_IN = {
+    "asterisk": "esgd_hpc.tasks.speech:asterisk",
+    "bn50": "esgd_hpc.tasks.speech:bn50",
+    "cifar10": "esgd_hpc.tasks.images:cifar10",
     "digits": "esgd_hpc.tasks.digits:digits",
     "fashion": "esgd_hpc.tasks.fashion:fashion",
+    "festvox-ru": "esgd_hpc.tasks.speech:festvox_ru",
+    "kjv": "esgd_hpc.tasks.language:kjv",
+    "ptb": "esgd_hpc.tasks.language:ptb",
+    "swb300": "esgd_hpc.tasks.speech:swb300",
 }
 
 
@@ -58,6 +69,56 @@ def load_task(name: str, options: Mapping[str, Any]) -> "Task":
             " correct task_options or the task's code"
         ) from error
     return _checked(name, attribute, task)
+
+
+def missing_data_of(task: "Task") -> list["Stored"]:
+    """Return the datasets of prepared files that a task needs and that are not there."""
+    return [stored for stored in stored_data(task) if stored.shape is None]
+
+
+def read_data(task: "Task", read: Callable[["Stored"], "Tensor"]) -> dict["Stored", "Tensor"]:
+    """Return the datasets of prepared files that a task needs, by `read`, each once.
+
+    In an order that the task alone decides, so that ranks may read together.
+    """
+    return {stored: read(stored) for stored in dict.fromkeys(stored_data(task))}
+
+
+@contextmanager
+def data_in_memory(task: "Task", found: Mapping["Stored", "Tensor"]) -> Iterator[None]:
+    """Let the task have what `read_data` found for a `with` block."""
+    places = ("training", "validation", "test", "shared")
+    before = {place: getattr(task, place) for place in places}
+
+    def placed(data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {name: placed(part) for name, part in data.items()}
+        if isinstance(data, list | tuple) and not hasattr(data, "_fields"):
+            return tuple(placed(part) for part in data)
+        return found[data] if _is_stored(data) else data
+
+    try:
+        if found:
+            for place, data in before.items():
+                setattr(task, place, placed(data))
+        yield
+    finally:
+        for place, data in before.items():
+            setattr(task, place, data)
+
+
+def _is_stored(data: Any) -> bool:
+    from esgd_hpc.data.store import Stored
+
+    return isinstance(data, Stored)
+
+
+def stored_data(task: "Task") -> list["Stored"]:
+    """Return the datasets of prepared files that a task names, in the task's order."""
+    parts: list[Any] = []
+    for data in (task.training, task.validation, task.test):
+        parts += data if isinstance(data, list | tuple) else []
+    return [part for part in [*parts, *task.shared.values()] if _is_stored(part)]
 
 
 # Steps --------------------------------------------------------------------------------------------
@@ -132,7 +193,7 @@ def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str,
 
 def _checked(name: str, attribute: str, task: Any) -> "Task":
     """Return the task if it has all that a run needs of it."""
-    from esgd_hpc.data.batches import length
+    from esgd_hpc.data.batches import is_missing, length
     from esgd_hpc.tasks.base import Task
 
     if not isinstance(task, Task):
@@ -144,13 +205,15 @@ def _checked(name: str, attribute: str, task: Any) -> "Task":
     for method in ("model", "loss"):
         if getattr(kind, method) is getattr(Task, method):
             raise InputError(f'task = "{name}": {kind.__name__} has no {method}(); define it')
-    for data in ("training", "validation"):
+    for data in ("training", "validation", "test"):
         if not hasattr(task, data):
             raise InputError(
                 f'task = "{name}": {kind.__name__} has no {data} data;'
                 " call super().__init__(training=..., validation=...) in its __init__"
             )
-        length(getattr(task, data), f"{data} data of task {name}")
+        found = getattr(task, data)
+        if not is_missing(found) and not (data == "test" and found is None):
+            length(found, f"{data} data of task {name}")
     return task
 
 

@@ -1,0 +1,68 @@
+"""What a run would do, in words: `esgd run --dry-run`."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from esgd_hpc.config import Range, Recipe, Table
+from esgd_hpc.layout import Layout
+
+
+def plan_text(
+    recipe: Recipe,
+    headline: str,
+    layout: Layout,
+    num_groups: int,
+    hyperparameters: Collection[str],
+    folder: Path | None,
+    notes: Sequence[str],
+) -> str:
+    """Return the plan: what runs, memory of a rank, files, what a draw covers, and the recipe."""
+    one = layout.size * 4
+    own = -(-recipe.num_parents // num_groups)
+    rho = recipe.evolution.parents_per_child
+    # Its own and its chosen children, parents on loan, a child, and what is being written.
+    held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
+    held += own if recipe.checkpoint.background else 0
+    tuning = recipe.fine_tuning.epochs
+    more = f" and {tuning} of fine-tuning" if tuning else ""
+    draw = ["optimizer", "learning rate", "momentum", *sorted(hyperparameters)]
+    return "\n".join(
+        [
+            headline,
+            f"epochs of each individual: {recipe.generations} x {recipe.sgd.epochs}{more}",
+            f"one individual: {layout.size:,} values, {_size(one)}",
+            f"training one: weights, gradient, flat gradient, optimizer and a copy to back off to:"
+            f" up to {_size(8 * one)} on the device, without activations and data",
+            f"a leader holds at most {held} individuals while it exchanges: {_size(held * one)}",
+            f"one checkpoint: {_size(recipe.num_parents * one)} in {folder},"
+            f" {recipe.checkpoint.keep} are kept",
+            f"a draw covers: {', '.join(draw)}",
+            *notes,
+            "recipe:",
+            *_recipe_lines(recipe, "  "),
+        ]
+    )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.3g} {name}"
+    return f"{num_bytes / 2**10:.3g} KiB"
+
+
+def _recipe_lines(table: Table, indent: str) -> list[str]:
+    lines = []
+    for name in table.__struct_fields__:
+        value = getattr(table, name)
+        if isinstance(value, Table):
+            lines += [f"{indent}{name}", *_recipe_lines(value, f"{indent}  ")]
+        elif isinstance(value, tuple) and value and isinstance(value[0], Table):
+            for place, part in enumerate(value):
+                lines += [f"{indent}{name} {place}", *_recipe_lines(part, f"{indent}  ")]
+        else:
+            shown = value.plain() if isinstance(value, Range) else value
+            if isinstance(value, dict):
+                shown = {k: v.plain() if hasattr(v, "plain") else v for k, v in value.items()}
+            lines.append(f"{indent}{name} = {shown}")
+    return lines
