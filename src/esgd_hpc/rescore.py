@@ -20,7 +20,7 @@ from esgd_hpc.parallel.averaging.single import SingleAveraging
 from esgd_hpc.population import Weights
 from esgd_hpc.provenance import provenance
 from esgd_hpc.recipe_file import recipe_from
-from esgd_hpc.tasks import data_in_memory, load_task, read_data
+from esgd_hpc.tasks import load_task, put_data, read_data
 
 _COMPARED = (
     *("host", "device", "python", "torch", "numpy"),
@@ -85,8 +85,7 @@ def open_rescorer(checkpoint: Checkpoint) -> Rescorer:
     recipe = recipe_from(checkpoint.recipe, source=f"the recipe in {checkpoint.path}")
     device = choose_device(recipe.topology, 0, or_cpu=True)
     task = load_task(recipe.task, recipe.task_options)
-    found = read_data(task, lambda stored: torch.from_numpy(read(stored)))
-    data_in_memory(task, found).__enter__()
+    put_data(task, read_data(task, lambda stored: torch.from_numpy(read(stored))))
     try:
         learner = Learner(task, recipe, SingleAveraging(), device)
     except EsgdError:

@@ -84,23 +84,31 @@ def read_data(task: "Task", read: Callable[["Stored"], "Tensor"]) -> dict["Store
     return {stored: read(stored) for stored in dict.fromkeys(stored_data(task))}
 
 
-@contextmanager
-def data_in_memory(task: "Task", found: Mapping["Stored", "Tensor"]) -> Iterator[None]:
-    """Let the task have what `read_data` found for a `with` block."""
-    places = ("training", "validation", "test", "shared")
-    before = {place: getattr(task, place) for place in places}
+_DATA = ("training", "validation", "test", "shared")
+"""Attributes of a task that may name datasets of prepared files."""
+
+
+def put_data(task: "Task", found: Mapping["Stored", "Tensor"]) -> None:
+    """Put what `read_data` found in the places of its datasets."""
 
     def placed(data: Any) -> Any:
         if isinstance(data, Mapping):
             return {name: placed(part) for name, part in data.items()}
-        if isinstance(data, list | tuple) and not hasattr(data, "_fields"):
-            return tuple(placed(part) for part in data)
-        return found[data] if _is_stored(data) else data
+        if _is_stored(data):
+            return found[data]
+        return tuple(map(placed, data)) if isinstance(data, list | tuple) else data
 
+    if found:
+        for place in _DATA:
+            setattr(task, place, placed(getattr(task, place)))
+
+
+@contextmanager
+def data_in_memory(task: "Task", found: Mapping["Stored", "Tensor"]) -> Iterator[None]:
+    """Let the task have what `read_data` found for a `with` block, after which it may vanish."""
+    before = {place: getattr(task, place) for place in _DATA}
     try:
-        if found:
-            for place, data in before.items():
-                setattr(task, place, placed(data))
+        put_data(task, found)
         yield
     finally:
         for place, data in before.items():
