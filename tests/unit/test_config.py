@@ -400,3 +400,46 @@ def test_no_data_raises_anything_but_an_input_error(nested: dict[str, Any]) -> N
     if not recipe.task_options:  # dates and the like come back as text
         assert recipe_data(recipe_from(written)) == written
     assert differences(written, written) == []
+
+
+# Recipes that extend others -----------------------------------------------------------------------
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        'task = "digits"\nseed = 5\n[sgd]\nepochs = 3\nbatch_size = 32\n'
+        '[[sgd.optimizers]]\nname = "sgd"\nlearning_rate = 0.1\n'
+    )
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "middle.toml").write_text('extends = "../base.toml"\n[sgd]\nepochs = 4\n')
+    last = tmp_path / "last.toml"
+    last.write_text(
+        'extends = "deep/middle.toml"\ngenerations = 2\n'
+        '[[sgd.optimizers]]\nname = "adam"\nlearning_rate = 0.01\n'
+    )
+    recipe = load_recipe(str(last), ["sgd.batch_size=8"])
+    assert (recipe.seed, recipe.generations, recipe.sgd.epochs) == (5, 2, 4)
+    assert [o.name for o in recipe.sgd.optimizers] == ["adam"]  # lists are replaced
+    assert recipe.sgd.batch_size == Range(8)
+
+
+def test_a_file_may_extend_a_packaged_recipe(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "digits"\nseed = 77\n')
+    assert load_recipe(str(mine)) == load_recipe("digits", ["seed=77"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "mine.toml"', "in a circle"),
+        ("extends = 3", "extends = 3: expected a recipe's name or file"),
+        ('extends = "absent.toml"', "absent.toml: no such file"),
+        ('extends = "digits"\nsgd = 3', "sgd = 3"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(tmp_path: Path, text: str, message: str) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(mine))

@@ -15,7 +15,7 @@ from esgd_hpc.config import Choice, Drawn, Range, Recipe
 from esgd_hpc.errors import InputError
 from esgd_hpc.population import Draw, Individual
 from esgd_hpc.recipe_file import recipe_from
-from esgd_hpc.sgd.optimizers import draw_optimizer, drawn_hyperparameters
+from esgd_hpc.sgd.optimizers import draw_optimizer, drawn_hyperparameters, milestone_scale
 
 MANY = 1500
 UNLIKELY = 1e-4
@@ -376,3 +376,55 @@ def test_a_decay_gives_a_draw_in_every_generation_or_is_refused(gamma: float) ->
     except InputError:
         return
     assert draw(settings, 1, 2000).learning_rate >= 0.0
+
+
+# Schedules ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["esgd", "sgd-only", "population", "single"])
+def test_milestones_count_epochs_over_generations(method: str) -> None:
+    """The image experiment: 0.1 for 80 epochs, 0.01 for another 41, then 0.001 (supplement C)."""
+    single = {"learning_rate": 0.1}
+    settings = recipe(
+        sgd={"milestones": [80, 121], "epochs": 20}, generations=8, method=method, single=single
+    )
+    scales = [milestone_scale(settings, k, e) for k in range(1, 9) for e in range(1, 21)]
+    assert scales == pytest.approx([1.0] * 80 + [0.1] * 41 + [0.01] * 39)
+
+
+@pytest.mark.parametrize(("method", "scale"), [("esgd", 1.0), ("population", 0.1)])
+def test_fine_tuning_has_milestones_only_where_it_goes_on_with_its_optimizer(
+    method: str, scale: float
+) -> None:
+    settings = recipe(
+        sgd={"milestones": [2]}, generations=3, method=method, fine_tuning={"epochs": 2}
+    )
+    assert milestone_scale(settings, 2, 1) == 1.0
+    assert milestone_scale(settings, 3, 1) == pytest.approx(0.1)
+    assert milestone_scale(settings, 4, 2) == pytest.approx(scale)
+
+
+def test_patience_is_drawn_where_a_recipe_has_it() -> None:
+    assert "patience" not in draw(recipe()).hyperparameters
+    found = {d.hyperparameters["patience"] for d in draws(recipe(sgd={"patience": [3, 10]}))}
+    assert found == set(range(3, 11))
+    with_patience = draw(recipe(sgd={"patience": [3, 10]}))
+    assert msgspec.structs.replace(with_patience, hyperparameters={}) == draw(recipe())
+    declared = {"patience": Range(1, 2)}
+    assert draw(recipe(), declared=declared).hyperparameters["patience"] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("milestones", [5, 3], "ascending"),
+        ("milestones", [0], "from 1"),
+        ("milestone_factor", 2.0, "from 0"),
+        ("patience", 1.5, "whole numbers"),
+        ("patience", -1, "at least 0|from 0"),
+        ("gradient_clip", -1.0, "at least 0"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"sgd\.{key}.*({message})"):
+        recipe(sgd={key: value})

@@ -15,6 +15,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ Array = npt.NDArray[Any]
 
 
 class Stored(NamedTuple):
-    """One dataset of a prepared file, not read yet."""
+    """One dataset of a prepared file, or some of its rows, not read yet."""
 
     file: Path
     name: str
@@ -45,6 +46,8 @@ class Stored(NamedTuple):
     shape: tuple[int, ...] | None
     """None where the file is missing."""
     dtype: np.dtype[Any] | None
+    first: int = 0
+    """Its first row's place in the dataset of the file."""
 
     @property
     def num_bytes(self) -> int:
@@ -53,8 +56,16 @@ class Stored(NamedTuple):
             return 0
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, start: int, stop: int) -> "Stored":
+        """Return rows [start, stop) of these; they must be there. Itself where it is missing."""
+        if self.shape is None:
+            return self
+        assert 0 <= start <= stop <= self.shape[0]
+        return self._replace(shape=(stop - start, *self.shape[1:]), first=self.first + start)
 
-class Store(NamedTuple):
+
+@dataclass(frozen=True)
+class Store:
     """What a prepared file says of itself. Make one with `open_store`."""
 
     file: Path
@@ -62,7 +73,7 @@ class Store(NamedTuple):
     attributes: Mapping[str, Any]
     datasets: Mapping[str, Stored]
 
-    def __getitem__(self, name: str) -> Stored:  # type: ignore[override]
+    def __getitem__(self, name: str) -> Stored:
         """Return a dataset by its name; any name where the file is missing."""
         if self.is_missing:
             return Stored(self.file, name, None, None)
@@ -143,18 +154,24 @@ def open_store(name: str, path: str = "") -> Store:
 def read_into(stored: Stored, out: Array) -> None:
     """Read a dataset into an array of its shape and type, and check its bytes.
 
-    Raises InputError where the file is missing or damaged.
+    Where only some rows are asked for, all are read and checked, and those are kept. Raises
+    InputError where the file is missing or damaged.
     """
+    start, stop = stored.first, stored.first + len(out)
     try:
         with h5py.File(stored.file, "r", locking=False) as opened:
             dataset = opened[stored.name]
-            if dataset.shape != out.shape or dataset.dtype != out.dtype:
+            fits = dataset.shape[1:] == out.shape[1:] and stop <= dataset.shape[0]
+            if not fits or dataset.dtype != out.dtype:
                 raise InputError(f"{stored.file}: {stored.name} changed while it was read")
             found = 0
-            for window in _windows(out):
-                if window.stop > window.start:
-                    dataset.read_direct(out, window, window)
-                    found = zlib.crc32(_bytes_of(out[window]), found)
+            for window in _windows(dataset):
+                rows = dataset[window]
+                found = zlib.crc32(_bytes_of(rows), found)
+                low, high = max(window.start, start), min(window.stop, stop)
+                if low < high:
+                    kept = rows[low - window.start : high - window.start]
+                    out[low - start : high - start] = kept
             wanted = int(dataset.attrs["crc32"])
     except FileNotFoundError:
         raise missing_data(stored) from None
