@@ -29,7 +29,7 @@ FOLDER_VARIABLE = "ESGD_DATA"
 _DEFAULT_FOLDER = "data"
 _VERSION = 1
 _MARK = "esgd_data"
-_CHUNK_BYTES = 2**22
+_CHUNK_BYTES = 2**20
 _WINDOW_BYTES = 2**26
 _SPARE_BYTES = 2**26
 """Free space that a disk keeps: HDF5 ends the process when a disk refuses."""
