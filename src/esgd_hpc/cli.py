@@ -147,8 +147,18 @@ def parser() -> argparse.ArgumentParser:
         help="the fittest ever seen (default), the average of the m-elite, or one by its uid",
     )
     export.add_argument("--generation", metavar="N", type=int, help="default: the newest")
+    export.add_argument("--output", metavar="FILE", help="FILE.safetensors or FILE.pt")
     export.add_argument(
-        "--output", metavar="FILE", required=True, help="FILE.safetensors or FILE.pt"
+        "--log-likelihoods",
+        metavar="DIR",
+        help="write SPLIT.ark and SPLIT.scp of Kaldi there: log posteriors less log priors of the"
+        " states, for a decoder",
+    )
+    export.add_argument(
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="whose utterances --log-likelihoods is of (default: test)",
     )
     export.add_argument(
         "--check-fitness",
@@ -156,12 +166,15 @@ def parser() -> argparse.ArgumentParser:
         help="score the file's weights with the run's task: is it the recorded fitness?",
     )
 
-    report = commands.add_parser("report", help="write an HTML page on one or several runs")
+    report = commands.add_parser(
+        "report", help="write an HTML page, tables and figures on one or several runs"
+    )
     report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     report.add_argument(
         "--output",
         metavar="DIR",
-        help="folder of report.html (default: the run's, or report/ for several runs)",
+        help="folder of report.html, tables/ and figures/ (default: the run's, or report/ for"
+        " several runs)",
     )
 
     commands.add_parser("recipes", help="list the recipes that come with esgd")

@@ -1,4 +1,7 @@
-"""`esgd export`: one individual, or the average of the elite, as a file that loads without esgd."""
+"""`esgd export`: one individual, or the average of the elite, for programs other than esgd.
+
+As a weights file, or as what it says of each frame of speech.
+"""
 
 import argparse
 import json
@@ -28,7 +31,7 @@ class Chosen(NamedTuple):
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Write the file and say what is in it; score it again where asked to.
+    """Write what is asked for and say what is in it; score the weights file again where asked to.
 
     Returns 1 where the weights do not have the recorded fitness here (the file is written all the
     same), else 0. Raises InputError for an individual that is not there, a name that ends in
@@ -37,8 +40,12 @@ def execute(arguments: argparse.Namespace) -> int:
     from esgd_hpc.checkpoint.export import ENDINGS, state_dict_arrays, write_state_dict
     from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint, weights_digest
 
-    output = Path(arguments.output)
-    if output.suffix not in ENDINGS:
+    output = Path(arguments.output) if arguments.output else None
+    if output is None and (arguments.check_fitness or not arguments.log_likelihoods):
+        raise InputError(
+            "--output FILE is missing: FILE.safetensors or FILE.pt; or --log-likelihoods DIR"
+        )
+    if output is not None and output.suffix not in ENDINGS:
         raise InputError(f"--output {output}: the name must end in {' or '.join(ENDINGS)}")
     checkpoint = open_checkpoint(find_generation(Path(arguments.run), arguments.generation))
     chosen = _choose(checkpoint, arguments.individual)
@@ -49,10 +56,24 @@ def execute(arguments: argparse.Namespace) -> int:
     vector = _weights(checkpoint, chosen)
     if rescorer and recalibrates:
         vector = rescorer.recalibrated(vector)
+    if arguments.log_likelihoods:
+        _write_log_likelihoods(arguments, checkpoint, chosen, vector)
+    if output is None:
+        return 0
     described = _described(checkpoint, chosen, weights_digest([vector]))
     write_state_dict(output, state_dict_arrays(checkpoint.layout, vector), described)
     print(f"{output}: {_told(checkpoint, chosen)}")
     return _check(rescorer, output, chosen) if rescorer and arguments.check_fitness else 0
+
+
+def _write_log_likelihoods(
+    arguments: argparse.Namespace, checkpoint: "Checkpoint", chosen: Chosen, vector: "Weights"
+) -> None:
+    from esgd_hpc.likelihoods import write_log_likelihoods  # imports torch
+
+    folder = Path(arguments.log_likelihoods)
+    script, what = write_log_likelihoods(checkpoint, vector, arguments.split, folder)
+    print(f"{script}: log-likelihoods of {what}, by {_told(checkpoint, chosen)}")
 
 
 # Whose weights ------------------------------------------------------------------------------------
