@@ -64,7 +64,8 @@ set(ESGD_RANK_ENVIRONMENT
   "OMP_NUM_THREADS=1"
   "PYTHONNOUSERSITE=1"
   "OMPI_MCA_btl_tcp_if_include=lo"
-  "OMPI_MCA_mpi_yield_when_idle=1")
+  "OMPI_MCA_mpi_yield_when_idle=1"
+  "OMPI_MCA_osc=^ucx")
 if(ESGD_MPI_VERSION MATCHES "(Open MPI|OpenRTE)\\) 4\\.")
   list(APPEND ESGD_RANK_ENVIRONMENT "OMPI_MCA_rmaps_base_oversubscribe=1")
 else()

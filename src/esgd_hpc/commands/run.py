@@ -23,6 +23,8 @@ SECONDS_TO_WAIT = 30.0
 def execute(arguments: argparse.Namespace) -> int:
     """Run and return the exit status; the same on every rank."""
     stop, save = _StopRequest(), _SaveRequest()  # before anything that takes long
+    # Open MPI's other way to share memory on a node complains where there is no fabric.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -105,7 +107,10 @@ def _run(
             ranks=arguments.ranks,
         )
         if world.rank == 0:
-            print(text)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:  # `esgd run RECIPE --dry-run | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     progress = progress_for(world.rank)
     try:
