@@ -11,8 +11,9 @@ import time
 import torch
 from torch import Tensor, nn
 
+from esgd_hpc.data.store import read
 from esgd_hpc.recipe_file import load_recipe
-from esgd_hpc.tasks import load_task
+from esgd_hpc.tasks import load_task, put_data, read_data
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     torch.set_num_threads(recipe.topology.threads_per_rank)
     torch.manual_seed(part)
     task = load_task(recipe.task, recipe.task_options)
+    put_data(task, read_data(task, lambda stored: torch.from_numpy(read(stored))))
     training: tuple[Tensor, ...] = tuple(task.training)  # type: ignore[arg-type]
     validation: tuple[Tensor, ...] = tuple(task.validation)  # type: ignore[arg-type]
     batch_size = int(recipe.sgd.batch_size.low)

@@ -1,6 +1,7 @@
 """Time a run against a bare PyTorch loop that does the same epochs and evaluations.
 
-Whole processes, in turn (esgd, bare, esgd, bare, ...), on this machine; prints Markdown.
+Whole processes, in turn (esgd, bare, esgd, bare, ...), on this machine; prints Markdown. Needs
+`esgd data prepare fashion`.
 
     python bench/end_to_end.py [--runs 5] [--ranks 2]
 """
@@ -54,7 +55,7 @@ def main() -> None:
     ranks = arguments.ranks
     sets = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
     bare = [
-        [sys.executable, str(BARE_LOOP), "fashion", "--share", f"{part}/{ranks}", *sets]
+        [sys.executable, str(BARE_LOOP), "fashion-small", "--share", f"{part}/{ranks}", *sets]
         for part in range(ranks)
     ]
     ours, theirs = [], []
@@ -62,7 +63,7 @@ def main() -> None:
     for _ in range(arguments.runs):
         with tempfile.TemporaryDirectory() as folder:
             esgd = [sys.executable, "-m", "esgd_hpc"]
-            command = ["mpiexec", "-n", str(ranks), *esgd, "run", "fashion", *sets]
+            command = ["mpiexec", "-n", str(ranks), *esgd, "run", "fashion-small", *sets]
             ours.append(seconds_of([[*command, "--output", folder]]))
             history = open_checkpoint(find_generation(Path(folder))).history.rows
             for phase in ("sgd", "evolution", "checkpoint"):

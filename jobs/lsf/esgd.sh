@@ -9,7 +9,7 @@
 #BSUB -o esgd.%J.log
 set -u
 
-RECIPE=fashion                       # a name from `esgd recipes`, or a TOML file
+RECIPE=fashion                       # a name from `esgd recipes`, or a TOML file; needs `esgd data prepare fashion`
 OUTPUT=runs/$RECIPE                  # on a file system that all nodes see
 ENVIRONMENT=build/cluster/env.sh     # made by: cmake --workflow --preset cluster
 RANKS=12                             # nodes x GPUs of a node

@@ -12,7 +12,7 @@
 #SBATCH --open-mode=append           # a job that is started again goes on in the same log
 set -u
 
-RECIPE=fashion                       # a name from `esgd recipes`, or a TOML file
+RECIPE=fashion                       # a name from `esgd recipes`, or a TOML file; needs `esgd data prepare fashion`
 OUTPUT=runs/$RECIPE                  # on a file system that all nodes see
 ENVIRONMENT=build/cluster/env.sh     # made by: cmake --workflow --preset cluster
 MPI=pmix                             # how Slurm starts this MPI: pmix (Open MPI), pmi2 or cray_shasta (MPICH)

@@ -363,5 +363,5 @@ def _headline(
 
 def _data_lines(task: Task) -> list[str]:
     """Return how much of prepared data a node holds."""
-    num_bytes = sum(stored.num_bytes for stored in stored_data(task))
+    num_bytes = sum(stored.num_bytes for stored in dict.fromkeys(stored_data(task)))
     return [f"data: {num_bytes / 2**20:.4g} MiB, once on each node"] if num_bytes else []

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from esgd_hpc.checkpoint.reader import open_checkpoint
+from esgd_hpc.data.prepare import prepare
 from esgd_hpc.tasks.digits import digits
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 QUICK = ("--set", "generations=3", "--set", "population.offspring=9")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "spirals"
-HAS_FASHION = Path("/usr/share/datasets/fashion-mnist").is_dir()
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def inspect(launch: "Launch", run: Path) -> dict[str, Any]:
@@ -347,10 +348,19 @@ def test_the_example_outside_the_package_trains(launch: "Launch", tmp_path: Path
     assert inspect(launch, run)["generation"] == 2
 
 
-@pytest.mark.skipif(not HAS_FASHION, reason="needs Debian's package dataset-fashion-mnist")
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with prepared Fashion-MNIST."""
+    if not FASHION.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    folder = tmp_path_factory.mktemp("data")
+    prepare("fashion", FASHION, folder / "fashion.h5", lambda _: None)
+    return folder
+
+
 @pytest.mark.parametrize("averaging", ["horovod", "torch", "mpi"])
 def test_two_groups_of_two_ranks_train_on_real_images(
-    launch: "Launch", tmp_path: Path, averaging: str
+    launch: "Launch", tmp_path: Path, fashion: Path, averaging: str
 ) -> None:
     run = tmp_path / "run"
     sets = {
@@ -363,7 +373,8 @@ def test_two_groups_of_two_ranks_train_on_real_images(
         "task_options.validation_images": "1000",
     }
     overrides = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    done = launch(4, "run", "fashion", *overrides, "--output", str(run), timeout=300)
+    command = ("run", "fashion-small", *overrides, "--output", str(run))
+    done = launch(4, *command, env={"ESGD_DATA": str(fashion)}, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"2 groups of 2 ranks averaging by {averaging}" in done.stdout
     found = inspect(launch, run)

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+import esgd_hpc.data.store as store_module
 from esgd_hpc.data.store import data_file, open_store, read, writing
 from esgd_hpc.errors import InputError, RunError
 
@@ -35,6 +36,24 @@ def test_what_is_written_is_read(file: Path) -> None:
     assert read(store["train/labels"]).tolist() == [0, 1, 2, 3, 4]
     assert read(store["train/none"]).shape == (0, 3)
     assert [p.name for p in file.parent.iterdir()] == ["toy.h5"]
+
+
+def test_some_rows_are_read_and_all_are_checked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_WINDOW_BYTES", 8)  # two images, or one label
+    store = open_store("toy", str(file))
+    images, labels = store["train/images"], store["train/labels"]
+    for start, stop in ((0, 5), (0, 2), (1, 4), (3, 5), (4, 5), (2, 2)):
+        part = images.rows(start, stop)
+        assert part.num_bytes == 4 * (stop - start)
+        assert read(part).tolist() == read(images)[start:stop].tolist()
+        assert read(labels.rows(start, stop)).tolist() == list(range(start, stop))
+    assert read(labels.rows(1, 5).rows(1, 3)).tolist() == [2, 3]
+    with h5py.File(file, "r+") as opened:
+        opened["train/labels"][4] = 9
+    with pytest.raises(InputError, match=r"train/labels is damaged"):
+        read(labels.rows(0, 2))
 
 
 def test_a_name_that_the_file_lacks_is_told_with_those_it_has(file: Path) -> None:

@@ -29,7 +29,7 @@ _BUILT_IN = {
     "bn50": "esgd_hpc.tasks.speech:bn50",
     "cifar10": "esgd_hpc.tasks.images:cifar10",
     "digits": "esgd_hpc.tasks.digits:digits",
-    "fashion": "esgd_hpc.tasks.fashion:fashion",
+    "fashion": "esgd_hpc.tasks.images:fashion",
     "festvox-ru": "esgd_hpc.tasks.speech:festvox_ru",
     "kjv": "esgd_hpc.tasks.language:kjv",
     "ptb": "esgd_hpc.tasks.language:ptb",
