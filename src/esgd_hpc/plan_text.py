@@ -38,10 +38,23 @@ def plan_text(
             f" {recipe.checkpoint.keep} are kept",
             f"a draw covers: {', '.join(draw)}",
             *notes,
+            *_missing_weights(recipe),
             "recipe:",
             *_recipe_lines(recipe, "  "),
         ]
     )
+
+
+def _missing_weights(recipe: Recipe) -> list[str]:
+    named = {
+        "population.initial_weights": recipe.population.initial_weights,
+        "anchor.weights": recipe.anchor.weights,
+    }
+    return [
+        f"missing: {key} = {path}: no such file"
+        for key, path in named.items()
+        if path and not Path(path).is_file()
+    ]
 
 
 def _size(num_bytes: int) -> str:

@@ -44,6 +44,8 @@ def test_the_plan_for_128_ranks(
     assert any(line.startswith("a leader holds at most") for line in lines)
     assert any(f"{name}.h5: no such file; prepare the data" in line for line in lines)
     assert "  population" in lines
+    weights = [line for line in lines if "ptb-single.safetensors: no such file" in line]
+    assert len(weights) == (2 if name == "ptb" else 0)  # the anchor, and what starts from it
     assert not (tmp_path / "run").exists()
 
 
