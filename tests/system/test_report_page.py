@@ -126,6 +126,7 @@ def test_every_chart_draws_the_run(run: Path, show: Open) -> None:
     kinds = page.locator(".chart").evaluate_all("all => all.map(e => e.dataset.kind)")
     assert kinds == [
         "fitness", "children", "diversity", "optimizers", "seconds", "settings", "family",
+        "figure1", "figure2",
     ]  # fmt: skip
     for name in ("best to worst", "middle half", "median", "elite average", "best"):
         assert name in [trace["name"] for trace in traces(page, "fitness")]
@@ -142,6 +143,8 @@ def test_every_chart_draws_the_run(run: Path, show: Open) -> None:
     assert len(traces(page, "children")[0]["x"]) == 4
     told = chart(page, "family").evaluate("e => e.data.at(-1).text")
     assert told[0].startswith(f"individual {open_checkpoint(run).best().uid}<br>")
+    assert [len(trace["x"]) for trace in traces(page, "figure1")] == [5, 5, 5]  # two edges, a line
+    assert [trace["name"] for trace in traces(page, "figure2")] == ["ESGD"]
 
 
 @pytest.mark.parametrize("case", [*LACKING, "format 1", "failures"])
@@ -163,6 +166,12 @@ def test_several_runs_are_overlaid_and_one_is_shown_in_detail(show: Open) -> Non
     page = show({"one": make_run(), "two": make_run(generations=2)})
     solid = [t for t in traces(page, "comparison") if t["name"]]
     assert [(t["name"], t["x"]) for t in solid] == [("one", [0, 1, 2, 3, 4]), ("two", [0, 1, 2])]
+    assert [t["name"] for t in traces(page, "figure1") if t["name"]] == [
+        "ESGD: one, all 6",
+        "ESGD: two, all 6",
+    ]
+    page.locator("figure", has_text="Figure 1").get_by_role("button", name="ESGD: one").click()
+    assert [t["name"] for t in traces(page, "figure1") if t["name"]] == ["ESGD: two, all 6"]
     assert traces(page, "children")[0]["x"] == [1, 2, 3, 4]
     page.get_by_label("Details of").select_option("two")
     assert traces(page, "children")[0]["x"] == [1, 2]
@@ -389,6 +398,7 @@ def test_the_mouse_shows_an_individual(run: Path, show: Open) -> None:
         ("seconds", "Generation 0: ", "Generation 1: SGD step "),
         ("settings", ", generation 1", ", generation "),
         ("family", "individual ", "child of "),
+        ("figure1", "generation 0: ", "generation 1: "),
     ],
 )
 def test_arrow_keys_step_through_a_chart(
@@ -445,7 +455,7 @@ def test_hostile_texts_do_nothing_and_are_shown(show: Open) -> None:
     assert "http://owned.example/" in hover_text(page, "settings")
     assert page.evaluate("window.owned") is None
     assert page.locator("img, a").count() == 0
-    assert HOSTILE.split("\u2028")[0] in page.locator("h2", has_text="owned").inner_text()
+    assert HOSTILE.split("\u2028")[0] in page.locator(".run h2", has_text="owned").inner_text()
 
 
 def test_the_policy_holds_even_if_a_script_got_in(browser: "Browser", run: Path) -> None:

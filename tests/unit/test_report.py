@@ -188,8 +188,14 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> list[dict[str, Any]]:
-        """What the charts draw."""
-        found: list[dict[str, Any]] = json.loads(self.scripts[0], parse_constant=pytest.fail)
+        """What the charts of each run draw."""
+        found: list[dict[str, Any]] = self.numbers["runs"]
+        return found
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What all charts draw."""
+        found: dict[str, Any] = json.loads(self.scripts[0], parse_constant=pytest.fail)
         return found
 
     @property
@@ -387,6 +393,8 @@ def test_long_tables_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch) ->
 
 
 ALL = ["fitness", "children", "diversity", "optimizers", "seconds", "settings", "family"]
+PAPER = ["figure1", "figure2"]
+"""Figures of the paper, for each task."""
 
 
 def only_initial(run: Checkpoint) -> Checkpoint:
@@ -431,7 +439,8 @@ LACKING: dict[str, tuple[Callable[[], Checkpoint], list[str], str]] = {
 def test_a_chart_without_numbers_is_left_out_with_the_reason(case: str) -> None:
     make, lacks, because = LACKING[case]
     shown = rendered(run=make())
-    assert shown.figures == [kind for kind in ALL if kind not in lacks]
+    paper = [kind for kind in PAPER if not (kind == "figure2" and "children" in lacks)]
+    assert shown.figures == [*(kind for kind in ALL if kind not in lacks), *paper]
     assert because in shown.text
 
 
@@ -439,7 +448,7 @@ def test_the_older_format_shows_its_rows_and_says_what_is_missing() -> None:
     run = open_checkpoint(OLD_FORMAT)
     assert run.commit.format == 1
     shown = rendered(old=run)
-    assert shown.figures == ["fitness", "children", "seconds"]
+    assert shown.figures == ["fitness", "children", "seconds", *PAPER]
     assert "written in format 1, which records the rows of the history alone" in shown.text
     assert "this run did not record them: diversity, individuals by optimizer" in shown.text
     assert shown.data[0]["rows"]["lower_quartile"] == [None, None, None]
@@ -456,7 +465,7 @@ def test_a_history_without_generations() -> None:
 def test_several_runs_are_compared() -> None:
     runs = {"one": make_run(), "two": make_run(generations=2, overrides={"method": "sgd-only"})}
     shown = Page(page.render_page(runs))
-    assert shown.figures == ["comparison", *ALL, *(k for k in ALL if k != "children")]
+    assert shown.figures == [*PAPER, "comparison", *ALL, *(k for k in ALL if k != "children")]
     rows = tables.comparison_table(runs).rows
     assert [row[:5] for row in rows] == [
         ("one", "digits", "esgd", "4 of 4", "6"),
@@ -560,14 +569,19 @@ def called(
         runs=list(map(str, runs)), output=None if output is None else str(output)
     )
     assert report.execute(arguments) == 0
-    name = capsys.readouterr().out.removesuffix(": open it in a browser\n")
+    name, _, said = capsys.readouterr().out.partition(": open it in a browser\n")
+    folder = Path(name).parent
+    assert said == f"Tables and figures as files: {folder / 'figures'}, {folder / 'tables'}\n"
     return name, Path(name).read_bytes()
 
 
 def test_one_run_gets_the_page_in_its_folder(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run / "report.html").write_text("an older one")
+    for made in ("report.html", "tables/table1.md"):
+        (run / made).parent.mkdir(exist_ok=True)
+        (run / made).write_text("an older one")
+    (run / "figures").mkdir()
     before = sorted(path.name for path in run.iterdir())
     name, content = called(capsys, run)
     assert name == str(run / "report.html")
@@ -578,7 +592,7 @@ def test_one_run_gets_the_page_in_its_folder(
     assert name == str(run / "report.html")  # nothing is added to a checkpoint
     assert "run, generation 1" in Page(content).text
     monkeypatch.chdir(generation)
-    for place in (".", "../latest", "../../run/gen_000001"):
+    for place in (".", "../latest"):
         assert called(capsys, Path(place))[0] == str(run / "report.html")
 
 
@@ -630,6 +644,9 @@ def test_an_output_that_is_a_file_is_refused(run: Path, capsys: pytest.CaptureFi
         called(capsys, run, output=run.parent / "file")
     with pytest.raises(InputError, match="is a file; name a folder"):
         called(capsys, run, output=run.parent / "file" / "below")
+    (run / "tables").touch()
+    with pytest.raises(InputError, match="tables: is a file; move it away"):
+        called(capsys, run)
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing_behind(
@@ -642,12 +659,15 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_without_plotly_the_remedy_is_named(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["plotly", "matplotlib"])
+def test_without_a_package_the_remedy_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(InputError, match=r'needs plotly.*pip install "esgd-hpc\[report\]"'):
+    before = sorted(path.name for path in run.iterdir())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf'needs {package}.*pip install "esgd-hpc\[report\]"'):
         called(capsys, run)
+    assert sorted(path.name for path in run.iterdir()) == before
 
 
 def test_the_command_loads_neither_torch_nor_mpi(run: Path) -> None:

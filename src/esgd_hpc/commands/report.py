@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,31 +16,46 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 SEVERAL = "report"
 """Default folder of the report on several runs."""
+PACKAGES = ("jinja2", "matplotlib", "plotly")
+"""What a report is made with, beside what every run needs."""
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Write the page, say where it is, and return 0.
+    """Write the page, tables and figures, say where they are, and return 0.
 
-    Raises InputError for a run that cannot be read and where plotly is not installed, RunError
+    Raises InputError for a run that cannot be read and where a package is not installed, RunError
     where the disk refuses.
     """
+    _require_packages()
     from esgd_hpc.checkpoint.reader import open_checkpoint
+    from esgd_hpc.report.evidence import by_task
+    from esgd_hpc.report.evidence_files import figure_files, table_files
+    from esgd_hpc.report.page import render_page
 
-    try:
-        from esgd_hpc.report.page import render_page
-
-        checkpoints = [open_checkpoint(Path(run)) for run in arguments.runs]
-        page = render_page(dict(zip(_names(arguments.runs, checkpoints), checkpoints, strict=True)))
-    except ModuleNotFoundError as error:
-        if error.name not in ("plotly", "jinja2", "markupsafe"):
-            raise
-        raise InputError(
-            f'the report needs {error.name}, which is not installed; pip install "esgd-hpc[report]"'
-        ) from None
-    path = _folder(arguments.output, checkpoints) / PAGE
-    _write(path, page)
-    print(f"{path}: open it in a browser")
+    checkpoints = [open_checkpoint(Path(run)) for run in arguments.runs]
+    folder = _folder(arguments.output, checkpoints)
+    runs = dict(zip(_names(arguments.runs, checkpoints), checkpoints, strict=True))
+    tasks = by_task(runs)
+    contents = {PAGE: render_page(runs), **table_files(tasks), **figure_files(tasks)}
+    for name, content in contents.items():
+        path = folder / name
+        _make(path.parent, f"{path.parent}: is a file; move it away, or name another --output")
+        _write(path, content)
+    print(f"{folder / PAGE}: open it in a browser")
+    parts = sorted({(folder / name).parent for name in contents} - {folder})
+    print(f"Tables and figures as files: {', '.join(map(str, parts))}")
     return 0
+
+
+def _require_packages() -> None:
+    for package in PACKAGES:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the report needs {error.name}, which is not installed;"
+                ' pip install "esgd-hpc[report]"'
+            ) from None
 
 
 def _names(runs: Sequence[str], checkpoints: Sequence["Checkpoint"]) -> list[str]:
@@ -59,18 +75,23 @@ def _folder(output: str | None, checkpoints: Sequence["Checkpoint"]) -> Path:
 
     Its path is absolute, so that it can be pasted into a browser.
     """
-    from esgd_hpc.checkpoint.files import cannot_write
-
     if output is None and len(checkpoints) == 1:
         return Path(os.path.abspath(checkpoints[0].path)).parent  # of the link `latest` itself
     folder = Path(os.path.abspath(SEVERAL if output is None else output))
+    _make(folder, f"--output {folder}: is a file; name a folder")
+    return folder
+
+
+def _make(folder: Path, wrong: str) -> None:
+    """Make a folder where it is missing; `wrong` is said where it, or one above, is a file."""
+    from esgd_hpc.checkpoint.files import cannot_write
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--output {folder}: is a file; name a folder") from None
+        raise InputError(wrong) from None
     except OSError as error:
         raise cannot_write(folder, error) from None
-    return folder
 
 
 def _write(path: Path, content: bytes) -> None:

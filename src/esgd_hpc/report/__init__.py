@@ -1,1 +1,1 @@
-"""What a person looks at after a run: so far one HTML page, `page.render_page`."""
+"""What a person looks at after a run: a page, the paper's tables and figures, family trees."""

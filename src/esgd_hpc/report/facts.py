@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from esgd_hpc.checkpoint.reader import Checkpoint
 from esgd_hpc.history import GenerationRow
+from esgd_hpc.report.evidence import evolved_rows
 from esgd_hpc.report.lineage import Family
 from esgd_hpc.report.recipe import fitness_name, has_evolution, last_generation, setting
 from esgd_hpc.report.texts import counted, fitness_text, maker_text, seconds_text
@@ -113,15 +114,15 @@ def figures(checkpoint: Checkpoint, family: Family) -> tuple[list[Figure], dict[
 def _candidates(checkpoint: Checkpoint, family: Family) -> Iterator[tuple[Figure, str]]:
     """Yield every chart, and why this run has not got it; empty if it has."""
     history, recipe = checkpoint.history, checkpoint.recipe
-    rows, trained = history.rows, history.rows[1:]
+    rows = history.rows
     unrecorded = "" if history.births else "this run did not record them"
     yield (
         Figure("fitness", "Fitness", _fitness_caption(checkpoint)),
         "" if rows else "no generation is recorded",
     )
-    share = [row.elite_offspring_fraction for row in trained]
+    share = [row.elite_offspring_fraction for row in evolved_rows(checkpoint)]
     average = f"; {sum(share) / len(share):.0%} on average" if share else ""
-    no_children = "" if trained else "there was no evolution step yet"
+    no_children = "" if share else "there was no evolution step yet"
     yield (
         Figure(
             "children",

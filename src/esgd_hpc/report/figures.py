@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from esgd_hpc.checkpoint.reader import Checkpoint
 from esgd_hpc.history import OPTIMIZERS, GenerationRow, History, SgdStep
+from esgd_hpc.report.evidence import evolved_rows
+from esgd_hpc.report.evidence_charts import Chart
 from esgd_hpc.report.lineage import Family, Relative
 from esgd_hpc.report.texts import birth_text, step_text
 
@@ -29,9 +31,33 @@ def figures_of(checkpoint: Checkpoint, family: Family) -> Figures:
     history = checkpoint.history
     return {
         "rows": _rows(history.rows),
+        "children": _children(evolved_rows(checkpoint)),
         "members": _members(history),
         "steps": _steps(history.steps),
         "family": _family(family),
+    }
+
+
+def chart_of(chart: Chart) -> Figures:
+    """Return what one of the paper's figures draws."""
+    return {
+        "x_title": chart.x_title,
+        "y_title": chart.y_title,
+        "y_range": list(map(number, chart.y_range)),
+        "y_scale": chart.y_scale,
+        "y_ticks": list(map(number, chart.y_ticks)),
+        "bands": [
+            {
+                "label": band.label,
+                "method": band.method,
+                "variant": band.variant,
+                "x": band.x,
+                "line": list(map(number, band.line)),
+                "low": list(map(number, band.low)),
+                "high": list(map(number, band.high)),
+            }
+            for band in chart.bands
+        ],
     }
 
 
@@ -57,7 +83,6 @@ def _rows(rows: Sequence[GenerationRow]) -> Figures:
     return {
         "generation": [row.generation for row in rows],
         **{name: column(name) for name in names},
-        "children": column("elite_offspring_fraction"),
         "diversity": column("diversity"),
         "diversity_by_optimizer": {
             name: [number(row.diversity_by_optimizer.get(name, math.nan)) for row in rows]
@@ -69,6 +94,13 @@ def _rows(rows: Sequence[GenerationRow]) -> Figures:
         "seconds": {
             phase: [number(row.seconds.get(phase, math.nan)) for row in rows] for phase in phases
         },
+    }
+
+
+def _children(rows: Sequence[GenerationRow]) -> Figures:
+    return {
+        "generation": [row.generation for row in rows],
+        "share": [number(row.elite_offspring_fraction) for row in rows],
     }
 
 

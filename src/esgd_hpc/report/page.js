@@ -1,12 +1,22 @@
 // Draws the charts of the page from the numbers in it, in the colours of the theme.
 "use strict";
 (() => {
-  const runs = JSON.parse(document.getElementById("data").textContent);
+  const { runs, tasks } = JSON.parse(document.getElementById("data").textContent);
   const OPTIMIZERS = { none: "untrained", sgd: "SGD", adam: "Adam" };
   const PHASES = {
-    sgd: "SGD step", evolution: "evolution step", diversity: "diversity", checkpoint: "checkpoint",
+    sgd: "SGD step", evolution: "evolution step", diversity: "diversity",
+    final_scores: "final scores", checkpoint: "checkpoint",
   };
   const ORIGIN_SYMBOLS = { initial: "square", anchor: "diamond" };
+  // Name of a colour, dashes of lines, sign in the legend.
+  const METHOD_LOOKS = {
+    "single": ["best", "dash", "dashed"],
+    "population": ["run-1", "dashdot", "dashed"],
+    "sgd-only": ["run-2", "dot", "dotted"],
+    "esgd": ["run-0", "solid", "line"],
+    "esgd-anchor": ["run-3", "longdash", "dashed"],
+  };
+  const VARIANT_COLORS = ["run-4", "run-5", "run-6", "run-7"];
   const NUM_RUN_COLORS = 8;
   const RUN_SYMBOLS = ["circle", "square", "diamond", "cross"];
   const NUM_PHASE_COLORS = 5;
@@ -281,7 +291,7 @@
   }
 
   function children({ run, color }) {
-    const [x, y] = [run.rows.generation.slice(1), run.rows.children.slice(1)];
+    const { generation: x, share: y } = run.children;
     const hovertemplate = "%{y:.0%}<extra></extra>";
     const traces = [line(x, y, "children", color("median"), { hovertemplate, ...legend("", "") })];
     return {
@@ -551,14 +561,73 @@
     });
   }
 
+  // Figures 1 and 2 of the paper ------------------------------------------------------------------
+
+  function paperFigure({ run: task, kind, color }) {
+    const figure = task[kind];
+    const { y_range: range, y_scale: y } = figure;
+    const [isLog, isShare] = [y === "log", y === "share"];
+    const told = (value) => (isShare ? percent(value) : shown(value));
+    const traces = [];
+    const stops = [];
+    for (const { label, method, variant, x, line: middle, low, high } of figure.bands) {
+      const [name, dash, sign] = METHOD_LOOKS[method] || ["none", "dash", "dashed"];
+      const tone = color(variant > 0 ? VARIANT_COLORS[(variant - 1) % 4] : name);
+      const group = `${method} ${variant}`;
+      if (low.some((value, place) => value !== high[place])) {
+        // The space between two lines is filled, and a gap in one would lead astray.
+        const known = places(x).filter((i) => low[i] !== null && high[i] !== null);
+        const edge = {
+          type: "scatter", mode: "lines", x: known.map((i) => x[i]), hoverinfo: "skip",
+          line: { color: tone, width: 1, dash }, ...legend("", "", group),
+        };
+        const filled = { fill: "tonexty", fillcolor: `${tone}2b` };
+        traces.push({ ...edge, y: known.map((i) => low[i]) });
+        traces.push({ ...edge, ...filled, y: known.map((i) => high[i]) });
+      }
+      const texts = places(x).map((i) => {
+        const isBand = low[i] !== high[i] && high[i] !== null;
+        const edges = isBand ? `, from ${told(low[i])} to ${told(high[i])}` : "";
+        return `${label}\n${figure.x_title.split(" (")[0]} ${x[i]}: ${told(middle[i])}${edges}`;
+      });
+      traces.push(line(x, middle, label, tone, {
+        line: { color: tone, width: 2.5, dash },
+        marker: { color: tone, size: 6, symbol: RUN_SYMBOLS[variant % RUN_SYMBOLS.length] },
+        text: texts.map(plain),
+        hovertemplate: "%{text}<extra></extra>",
+        ...legend(label, sign, group),
+      }));
+      stops.push(...stopsAt(traces.length - 1, texts));
+    }
+    return {
+      traces,
+      layout: {
+        xaxis: generationAxis(color, figure.bands.flatMap(({ x }) => x), {
+          title: { text: plain(figure.x_title), standoff: 8, font: { size: 13 } },
+        }),
+        yaxis: axis(color, figure.y_title, {
+          range: isLog ? range.map(Math.log10) : range,
+          tickformat: isShare ? ".0%" : "~g",
+          ...(isLog ? { type: "log", tickvals: figure.y_ticks } : {}),
+        }),
+        hovermode: "closest",
+      },
+      stops,
+    };
+  }
+
   // Charts and what changes them ------------------------------------------------------------------
 
-  const KINDS = { comparison, fitness, children, diversity, optimizers, seconds, settings, family };
+  const KINDS = {
+    comparison, fitness, children, diversity, optimizers, seconds, settings, family,
+    figure1: paperFigure, figure2: paperFigure,
+  };
 
   class Chart {
     constructor(element) {
       this.element = element;
-      this.run = runs[Number(element.dataset.run)];
+      const drawn = KINDS[element.dataset.kind] === paperFigure ? tasks : runs;
+      this.run = drawn[Number(element.dataset.run)];
       this.figure = element.closest("figure");
       this.controls = [...this.figure.querySelectorAll("[data-control]")];
       this.place = null;
@@ -628,8 +697,8 @@
     draw() {
       if (this.element.offsetParent === null) return; // of a run that is not chosen
       const color = palette();
-      const draw = KINDS[this.element.dataset.kind];
-      const made = draw({ run: this.run, options: this.options(), color });
+      const { kind } = this.element.dataset;
+      const made = KINDS[kind]({ run: this.run, kind, options: this.options(), color });
       if (made.height) this.element.style.height = `${made.height}px`;
       this.showLegend(made.traces);
       for (const trace of made.traces) trace.visible = !this.hidden.has(trace.meta?.group);

@@ -8,15 +8,17 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from importlib import metadata, resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from esgd_hpc.checkpoint.reader import Checkpoint
 from esgd_hpc.history import GenerationRow
-from esgd_hpc.report import facts, tables
-from esgd_hpc.report.figures import figures_of
+from esgd_hpc.report import evidence_tables, facts, tables
+from esgd_hpc.report.evidence import TaskRuns, by_task
+from esgd_hpc.report.evidence_charts import Chart, figure_1, figure_2
+from esgd_hpc.report.figures import chart_of, figures_of
 from esgd_hpc.report.lineage import Family, family_of
 from esgd_hpc.report.recipe import recipe_items, setting
 
@@ -32,6 +34,11 @@ def render_page(runs: Mapping[str, Checkpoint]) -> bytes:
     plotly = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
     scripts = {"plotly": _script(plotly), "page": _script(_source("page.js"))}
     families = {name: _family(checkpoint) for name, checkpoint in runs.items()}
+    by_runs = [
+        {"name": name, **figures_of(checkpoint, families[name])}
+        for name, checkpoint in runs.items()
+    ]
+    evidence = [_evidence(task) for task in by_task(runs)]
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FunctionLoader(_source),
@@ -48,10 +55,11 @@ def render_page(runs: Mapping[str, Checkpoint]) -> bytes:
         runs=[_run(name, checkpoint, families[name]) for name, checkpoint in runs.items()],
         comparison=tables.comparison_table(runs) if len(runs) > 1 else None,
         tasks=sorted({str(setting(checkpoint.recipe, "task")) for checkpoint in runs.values()}),
-        data=[
-            {"name": name, **figures_of(checkpoint, families[name])}
-            for name, checkpoint in runs.items()
-        ],
+        evidence=evidence,
+        data={
+            "runs": by_runs,
+            "tasks": [{f.kind: chart_of(f.chart) for f in task["figures"]} for task in evidence],
+        },
         version=metadata.version("esgd-hpc"),
     )
     # The name of a folder may hold bytes that are no text.
@@ -95,6 +103,26 @@ def _family(checkpoint: Checkpoint) -> Family:
 def _reached(rows: list[GenerationRow], fitness: float, last: int) -> int:
     """Return the first generation in which a fitness was reached."""
     return next((row.generation for row in rows if row.best_ever <= fitness), last)
+
+
+class _EvidenceFigure(NamedTuple):
+    """One of the paper's figures; `kind` is what page.js knows it by."""
+
+    kind: str
+    chart: Chart
+
+
+def _evidence(task: TaskRuns) -> dict[str, Any]:
+    """Return what the template shows of the paper's tables and figures for one task."""
+    charts = (("figure1", figure_1(task)), ("figure2", figure_2(task)))
+    return {
+        "task": task.task,
+        "table_1": evidence_tables.table_1(task),
+        "notes_1": evidence_tables.notes_1(task),
+        "figures": [_EvidenceFigure(kind, chart) for kind, chart in charts if chart],
+        "tables_6": evidence_tables.tables_6(task),
+        "notes_6": evidence_tables.notes_6(task),
+    }
 
 
 def _run(name: str, checkpoint: Checkpoint, family: Family) -> dict[str, Any]:

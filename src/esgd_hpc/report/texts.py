@@ -1,11 +1,21 @@
 """How numbers, individuals and their training are told in words."""
 
 import math
+from collections.abc import Iterable
 
 from esgd_hpc.history import Birth, SgdStep
 from esgd_hpc.population import Draw, Individual
 
 OPTIMIZER_NAMES = {"none": "untrained", "sgd": "SGD", "adam": "Adam"}
+
+METHOD_NAMES = {
+    "single": "single baseline",
+    "population": "population baseline",
+    "sgd-only": "ESGD w/o evolution",
+    "esgd": "ESGD",
+    "esgd-anchor": "ESGD with anchors",
+}
+"""What Table 1 of the paper calls the methods, in its order."""
 
 
 def fitness_text(value: float) -> str:
@@ -65,7 +75,7 @@ def birth_text(birth: Birth | None) -> str:
     if birth.origin == "anchor":
         return f"copy of the anchor in generation {birth.born}, {fitness}"
     return (
-        f"child of {_listed(birth.parents)} in generation {birth.born},"
+        f"child of {listed(birth.parents)} in generation {birth.born},"
         f" noise {birth.sigma:.3g}, {fitness}"
     )
 
@@ -76,7 +86,7 @@ def maker_text(individual: Individual) -> tuple[str, str]:
         return OPTIMIZER_NAMES[individual.draw.optimizer], draw_text(individual.draw)
     if individual.origin == "offspring":
         return "Evolution", (
-            f"child of {_listed(individual.parents)} in generation {individual.born},"
+            f"child of {listed(individual.parents)} in generation {individual.born},"
             f" noise {individual.sigma:.3g}, not trained since"
         )
     if individual.origin == "anchor":
@@ -84,9 +94,9 @@ def maker_text(individual: Individual) -> tuple[str, str]:
     return "Start", "of the initial population, not trained yet"
 
 
-def _listed(uids: tuple[int, ...]) -> str:
+def listed(things: Iterable[object]) -> str:
     """Return "3 and 5", "3, 5 and 7"."""
-    texts = list(map(str, uids))
+    texts = list(map(str, things))
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if texts[1:] else texts)
 
 
