@@ -77,6 +77,25 @@ def test_patience_lowers_the_learning_rate_within_a_step() -> None:
     assert moved(Slope(), **settings) == pytest.approx(6.0)
 
 
+@pytest.mark.parallel(1)
+def test_a_single_network_keeps_what_patience_made_of_its_learning_rate() -> None:
+    recipe = esgd_hpc.recipe_from(
+        {
+            "task": "slope",
+            "method": "single",
+            "generations": 2,
+            "sgd": {"epochs": 2, "backoff_probability": 0.0, "patience": 2, "batch_size": 4},
+            "single": {"learning_rate": 1.0},
+        }
+    )
+    result = esgd_hpc.run(recipe, WORLD, task=Slope(rises=True))
+    (weights,) = result.population.weights.values()
+    assert -float(weights[0]) == pytest.approx(2 * 1.0 + 2 * 0.1)
+    (individual,) = result.population.individuals
+    assert individual.draw is not None
+    assert individual.draw.learning_rate == pytest.approx(0.01)
+
+
 @pytest.mark.parallel(1, 2)
 def test_a_champion_has_test_scores_too() -> None:
     result = train(Slope(rises=True), backoff_probability=0.0)

@@ -421,11 +421,11 @@ def test_scoring_training_text_is_refused() -> None:
 
 
 def test_the_file_decides_vocabulary_and_data(tmp_path: Path) -> None:
-    options = {"path": str(text_file(tmp_path)), "size": SIZE, "evaluation_tokens": 51}
+    options = {"path": str(text_file(tmp_path)), "size": SIZE, "validation_tokens": 51}
     task, fewer = load_task("kjv", options), load_task("kjv", {**options, "vocabulary": 5})
     assert num_parameters(task.model()) == WORDS * (SIZE + 1) + 4 * (2 * SIZE * SIZE + 2 * SIZE)
     assert num_parameters(task.model()) - num_parameters(fewer.model()) == 25 * (SIZE + 1)
-    for data, shape in ((task.validation, (10, 6)), (task.test, (1, 51))):
+    for data, shape in ((task.validation, (10, 6)), (task.test, (1, 61))):
         assert isinstance(data, tuple)
         assert data[0].shape == shape
     assert isinstance(fewer.validation, tuple)
@@ -439,7 +439,7 @@ def test_the_file_decides_vocabulary_and_data(tmp_path: Path) -> None:
         ({"vocabulary": 1}, "task_options.vocabulary = 1"),
         ({"training_tokens": 501}, "training_tokens = 501: .* from 2 to 500"),
         ({"validation_columns": 101}, "validation_columns = 101: .* from 1 to 100"),
-        ({"evaluation_tokens": 3, "test_columns": 3}, "validation_columns = 10: .* from 1 to 2"),
+        ({"test_tokens": 3, "test_columns": 3}, "test_columns = 3: .* from 1 to 2"),
         ({"size": 0}, "size = 0"),
         ({"bptt": 0.5}, "bptt = 0.5"),
         ({"tied": "yes"}, "tied = 'yes'"),

@@ -118,6 +118,8 @@ def _from_pool(
 def _single(recipe: Recipe) -> Draw:
     settings = recipe.single
     extra = dict(settings.hyperparameters)
+    if recipe.sgd.patience.high > 0:
+        extra.setdefault("patience", int(recipe.sgd.patience.low))
     return Draw(
         optimizer=settings.optimizer,
         learning_rate=settings.learning_rate,

@@ -122,6 +122,9 @@ def train_individual(
         idle = 0 if score.fitness < fitness else idle + 1
         if idle == patience > 0:
             idle, scale = 0, scale * recipe.sgd.patience_factor
+            if recipe.method == "single":  # what it goes on with in the next generation
+                scale, rate = 1.0, draw.learning_rate * recipe.sgd.patience_factor
+                draw = msgspec.structs.replace(draw, learning_rate=rate)
         if not finite:
             failure = NOT_FINITE
         stream = rng.stream(seed, generation, epoch, uid, rng.Purpose.BACK_OFF)

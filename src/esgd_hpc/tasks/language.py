@@ -246,7 +246,8 @@ def language_task(
     vocabulary: int = 0,
     bptt: int = 35,
     training_tokens: int = 0,
-    evaluation_tokens: int = 0,
+    validation_tokens: int = 0,
+    test_tokens: int = 0,
     validation_columns: int = 10,
     test_columns: int = 1,
 ) -> LanguageTask:
@@ -254,9 +255,9 @@ def language_task(
 
     `path` is the prepared file or its folder; `size` that of embedding and hidden state;
     `vocabulary` keeps the most frequent words, the others become <unk>; `bptt` is the usual number
-    of words of a step; `training_tokens` and `evaluation_tokens` take the first words of the
-    training text, and of validation and test text each; 0 is all. Validation and test text are cut
-    into columns, which are scored side by side.
+    of words of a step; `training_tokens`, `validation_tokens` and `test_tokens` take the first
+    words of each text, where 0 is all. Validation and test text are cut into columns, which are
+    scored side by side.
 
     Raises InputError where an option is out of bounds or the file is not such a text.
     """
@@ -264,7 +265,8 @@ def language_task(
     check_one_of("tied", tied, (True, False))
     check_whole_number("bptt", bptt, 1, 10**6)
     check_whole_number("training_tokens", training_tokens, 0)
-    check_whole_number("evaluation_tokens", evaluation_tokens, 0)
+    check_whole_number("validation_tokens", validation_tokens, 0)
+    check_whole_number("test_tokens", test_tokens, 0)
     check_whole_number("validation_columns", validation_columns, 1)
     check_whole_number("test_columns", test_columns, 1)
     store = open_store(name, path)
@@ -276,20 +278,20 @@ def language_task(
     if training.shape is not None and training_tokens != 0:
         check_whole_number("training_tokens", training_tokens, 2, training.shape[0])
 
-    def evaluated(part: str, option: str, num_columns: int) -> Data:
+    def evaluated(part: str, num_tokens: int, num_columns: int) -> Data:
         stored = store[f"{part}/tokens"]
         if store.is_missing:
             return (stored,)
         # Each rank reads these few words itself: it needs them in columns.
-        text = read(stored)[: evaluation_tokens or None]
-        check_whole_number(option, num_columns, 1, max(1, len(text) - 1))
+        text = read(stored)[: num_tokens or None]
+        check_whole_number(f"{part}_columns", num_columns, 1, max(1, len(text) - 1))
         text[text >= words] = _UNKNOWN
         return columns_of(text, num_columns)
 
     return LanguageTask(
         training=(training,),
-        validation=evaluated("validation", "validation_columns", validation_columns),
-        test=evaluated("test", "test_columns", test_columns),
+        validation=evaluated("validation", validation_tokens, validation_columns),
+        test=evaluated("test", test_tokens, test_columns),
         words=words,
         size=size,
         tied=tied,
