@@ -434,14 +434,15 @@ def compare(rows: Sequence[Row], task: str, other: str, quantity: str) -> Compar
         method: {
             row.seed: row.value(quantity)
             for row in rows
-            if (row.task, row.method) == (task, method) and math.isfinite(row.value(quantity))
+            if (row.task, row.method) == (task, method) and not math.isnan(row.value(quantity))
         }
         for method in ("esgd", other)
     }
     seeds = sorted(values["esgd"].keys() & values[other].keys())
     ours = np.array([values["esgd"][seed] for seed in seeds])
     theirs = np.array([values[other][seed] for seed in seeds])
-    differences = ours - theirs
+    with np.errstate(invalid="ignore"):
+        differences = np.where(ours == theirs, 0.0, ours - theirs)  # both may have failed
     return Comparison(
         task=task,
         other=other,
@@ -470,6 +471,8 @@ def _wilcoxon(differences: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
 def _t_test(differences: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
     """Return the one-sided p of the paired t-test."""
     if len(differences) < 2:
+        return math.nan
+    if not np.isfinite(differences).all():
         return math.nan
     if np.ptp(differences) == 0.0:  # no spread: the statistic is infinite, or 0/0
         return 0.0 if differences[0] < 0.0 else 1.0

@@ -3,6 +3,7 @@
 `esgd run` does no more than this; programs that hold a communicator and notebooks call `run`.
 """
 
+import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import Drawn, Recipe
-from esgd_hpc.data.store import missing_data
+from esgd_hpc.data.store import Stored, missing_data
 from esgd_hpc.device import choose_device, device_name
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
@@ -104,6 +105,11 @@ def run(
             for note in ready.found.notes:
                 progress.note(note)
             progress.note(ready.headline)
+            if recipe.fitness.data == "validation" and _is_same(ready.task):
+                progress.note(
+                    "the validation data is the training data: set data apart in task_options, or"
+                    ' say so by fitness.data = "training"'
+                )
             return _train(recipe, ready, folder, progress, should_stop, should_save)
     finally:
         if lock is not None:
@@ -129,7 +135,10 @@ def plan(
     task = together(
         comm, f"loading task {recipe.task}", lambda: load_task(recipe.task, recipe.task_options)
     )
-    missing = missing_data_of(task)
+    missing: list[Stored] = []
+    for found in comm.allgather(missing_data_of(task)):
+        missing = missing or found
+    data_lines = _data_lines(task)
     if ranks is None and not missing:
         with _prepared(recipe, comm, folder, resume, changing, task) as ready:
             return plan_text(
@@ -139,7 +148,7 @@ def plan(
                 ready.topology.num_groups,
                 ready.hyperparameters,
                 folder,
-                [*_data_lines(task), *ready.found.notes],
+                [*data_lines, *ready.found.notes],
             )
 
     def text() -> str:
@@ -151,7 +160,7 @@ def plan(
         averaging = recipe.topology.gradient_averaging
         headline = _headline(recipe, size // each, each, averaging, device, layout)
         declared = drawn_hyperparameters(recipe, task.hyperparameters)
-        notes = [*_data_lines(task), *found.notes]
+        notes = [*data_lines, *found.notes]
         if missing:
             notes.append(f"missing: {missing_data(missing[0])}")
         return plan_text(recipe, headline, layout, size // each, declared, folder, notes)
@@ -205,6 +214,7 @@ def _prepared(
                 f"loading task {recipe.task}",
                 lambda: load_task(recipe.task, recipe.task_options),
             )
+            _refuse_different_data(comm, task)
             data = together(comm, "reading the data", lambda: read_data(task, memory.read))
             with data_in_memory(task, data):
                 learner, hyperparameters = together(
@@ -266,6 +276,18 @@ def _refuse_different(comm: "MPI.Comm", what: str, value: str) -> None:
             f"{what}: rank 0 has {values[0]}, rank {other} has {values[other]}; all ranks must have"
             " the same"
         )
+
+
+def _refuse_different_data(comm: "MPI.Comm", task: Task) -> None:
+    """Raise InputError on every rank where one lacks prepared data or sees other data. Collective.
+
+    Ranks of a node read together, so they must agree on what there is to read.
+    """
+    for missing in comm.allgather(missing_data_of(task)):
+        if missing:
+            raise missing_data(missing[0])
+    seen = ", ".join(f"{s.name} {s.dtype} {s.shape} from {s.first}" for s in stored_data(task))
+    _refuse_different(comm, "prepared data differs from rank to rank", seen)
 
 
 def _train(
@@ -343,6 +365,14 @@ def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights
         return population.champion_weights, 0
     uid = population.best().uid
     return population.weights.get(uid), population.owner[uid] * topology.ranks_per_group
+
+
+def _is_same(task: Task) -> bool:
+    """Whether a task validates on what it trains on."""
+    data, other = task.training, task.validation
+    if isinstance(data, list | tuple) and isinstance(other, list | tuple):
+        return len(data) == len(other) and all(map(operator.is_, data, other))
+    return data is other
 
 
 # What is known of the run -------------------------------------------------------------------------

@@ -137,8 +137,9 @@ class SgdSettings(Table, frozen=True, kw_only=True):
     `milestone_factor` from there on. Fine-tuning with an optimizer of its own has none."""
     milestone_factor: float = 0.1
     patience: Range = Range(0)
-    """Epochs in a row without improvement after which the learning rate of an individual is
-    multiplied by `patience_factor` for the rest of its SGD step; 0: never."""
+    """Epochs in a row without a new best after which the learning rate of an individual is
+    multiplied by `patience_factor` for the rest of its SGD step, where counting begins anew; that
+    of method "single" for good. 0: never."""
     patience_factor: float = 0.1
     gradient_clip: float = 0.0
     """Largest norm of a gradient, which is scaled down to it; 0: any."""

@@ -48,7 +48,7 @@ def plan_text(
 def _missing_weights(recipe: Recipe) -> list[str]:
     named = {
         "population.initial_weights": recipe.population.initial_weights,
-        "anchor.weights": recipe.anchor.weights,
+        "anchor.weights": recipe.anchor.weights if recipe.method == "esgd" else "",
     }
     return [
         f"missing: {key} = {path}: no such file"

@@ -180,11 +180,12 @@ def restore(
     )
     population = Population(
         generation=checkpoint.generation,
-        individuals=checkpoint.individuals,
+        # A finished run that goes on: its test scores are no longer those of its end.
+        individuals=[_without_test_scores(i) for i in checkpoint.individuals],
         owner=owner,
         next_uid=checkpoint.next_uid,
         weights=weights,
-        champion=checkpoint.champion,
+        champion=checkpoint.champion and _without_test_scores(checkpoint.champion),
         champion_weights=champion_weights,
     )
     if world.rank == 0:
@@ -192,6 +193,11 @@ def restore(
     if any(_within(key, change.key) for key in CHANGE_FITNESS for change in changes):
         _score_again(population, topology, learner)
     return population, history
+
+
+def _without_test_scores(individual: Individual) -> Individual:
+    kept = {k: v for k, v in individual.metrics.items() if not k.startswith("test_")}
+    return msgspec.structs.replace(individual, metrics=kept)
 
 
 def _score_again(population: Population, topology: Topology, learner: Learner) -> None:
@@ -264,7 +270,7 @@ def _weights_maker(recipe: Recipe, learner: Learner) -> Callable[[Individual], W
 def read_anchor(recipe: Recipe, topology: Topology, learner: Learner) -> Anchor | None:
     """Read and score the recipe's anchor; its uid follows those of the initial population."""
     path = recipe.anchor.weights
-    if not path:
+    if not path or recipe.method != "esgd":
         return None
     weights = together(
         topology.world,

@@ -11,7 +11,8 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 import esgd_hpc
-from esgd_hpc.data.store import Store, Stored, open_store, writing
+from esgd_hpc.api import plan
+from esgd_hpc.data.store import Store, Stored, open_store, read, writing
 from esgd_hpc.errors import InputError
 from esgd_hpc.parallel.node_memory import NodeMemory
 from esgd_hpc.parallel.topology import Topology
@@ -156,6 +157,31 @@ def test_data_that_cannot_be_had_is_refused_by_all_ranks(tmp_path: Path, how: st
     WORLD.Barrier()
     store = open_store("lookup", str(store.file))
     wanted = "no such file; prepare the data" if how == "missing" else "train/classes is damaged"
+    with pytest.raises(InputError, match=wanted):
+        esgd_hpc.run(RECIPE, WORLD, task=Lookup(store))
+
+
+@pytest.mark.parallel(2, 3)
+@pytest.mark.parametrize("how", ["missing", "other", "planned"])
+def test_a_rank_that_sees_other_data_than_the_rest_leaves_nobody_waiting(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files on disks of single nodes, or prepared again while a run starts."""
+    store = store_at(tmp_path)
+    if WORLD.rank == WORLD.size - 1:
+        place = tmp_path / f"of-rank-{WORLD.rank}"
+        if how == "other":
+            with writing(place / "lookup.h5", "lookup") as writer:
+                for name, stored in store.datasets.items():
+                    writer.append(name, read(stored)[:-1])
+        store = open_store("lookup", str(place))
+    if how == "planned":
+        monkeypatch.setattr("esgd_hpc.api.load_task", lambda *_: Lookup(store))
+        text = plan(RECIPE, WORLD, output=tmp_path / "run")
+        assert "missing: " in text
+        assert len(set(WORLD.allgather(text))) == 1
+        return
+    wanted = "no such file" if how == "missing" else "prepared data differs from rank to rank"
     with pytest.raises(InputError, match=wanted):
         esgd_hpc.run(RECIPE, WORLD, task=Lookup(store))
 

@@ -77,6 +77,22 @@ def test_patience_lowers_the_learning_rate_within_a_step() -> None:
     assert moved(Slope(), **settings) == pytest.approx(6.0)
 
 
+class Swings(Slope):
+    """Falls and rises in turn, and is never as good as at first."""
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        far = -model(batch[0]).mean()
+        return {"loss": 10.0 + far - 2.0 * (torch.floor(far) % 2)}
+
+
+@pytest.mark.parallel(1)
+def test_patience_waits_for_a_new_best_and_not_for_the_last_epoch() -> None:
+    # The losses of 0, 1, 2, 3, ... are 10, 9, 12, 11, 14, 13: a new best in the first epoch alone.
+    settings = {"backoff_probability": 0.0, "patience": 2, "patience_factor": 0.5}
+    assert moved(Swings(), epochs=3, **settings) == pytest.approx(3.0)
+    assert moved(Swings(), epochs=4, **settings) == pytest.approx(3.5)
+
+
 @pytest.mark.parallel(1)
 def test_a_single_network_keeps_what_patience_made_of_its_learning_rate() -> None:
     recipe = esgd_hpc.recipe_from(

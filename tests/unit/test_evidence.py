@@ -110,7 +110,8 @@ def test_p_with_ties_counts_patterns_of_signs() -> None:
         ([0.25, 0.25, 0.25], [0.5, 0.5, 0.5], 1 / 8, 0.0),  # the same one: no spread
         ([0.25], [0.5], math.nan, math.nan),
         ([], [0.5], math.nan, math.nan),
-        ([0.25, math.inf], [0.5, 0.5], math.nan, math.nan),  # a run that diverged is no pair
+        ([0.25, math.inf], [0.5, 0.5], 0.75, math.nan),  # a run that diverged is the worst
+        ([0.25, math.nan], [0.5, 0.5], math.nan, math.nan),  # one without the metric is no pair
     ],
 )
 def test_p_of_hard_cases(

@@ -48,6 +48,8 @@ class Stored(NamedTuple):
     dtype: np.dtype[Any] | None
     first: int = 0
     """Its first row's place in the dataset of the file."""
+    data_set: str = ""
+    """What `esgd data prepare` calls the whole file."""
 
     @property
     def num_bytes(self) -> int:
@@ -69,6 +71,7 @@ class Store:
     """What a prepared file says of itself. Make one with `open_store`."""
 
     file: Path
+    data_set: str
     is_missing: bool
     attributes: Mapping[str, Any]
     datasets: Mapping[str, Stored]
@@ -76,7 +79,7 @@ class Store:
     def __getitem__(self, name: str) -> Stored:
         """Return a dataset by its name; any name where the file is missing."""
         if self.is_missing:
-            return Stored(self.file, name, None, None)
+            return Stored(self.file, name, None, None, data_set=self.data_set)
         if name not in self.datasets:
             raise InputError(
                 f"{self.file}: has no {name}; it has {', '.join(sorted(self.datasets))};"
@@ -108,10 +111,10 @@ def data_file(name: str, path: str = "") -> Path:
 
 def missing_data(stored: Stored) -> InputError:
     """Return the error for a file that is not there."""
-    name = stored.file.stem
     return InputError(
-        f"{stored.file}: no such file; prepare the data with `esgd data prepare {name}` (`esgd data"
-        f" list` says from what), or name its place in task_options.path or {FOLDER_VARIABLE}"
+        f"{stored.file}: no such file; prepare the data with `esgd data prepare {stored.data_set}`"
+        " (`esgd data list` says from what), or name its place in task_options.path or"
+        f" {FOLDER_VARIABLE}"
     )
 
 
@@ -124,6 +127,8 @@ def open_store(name: str, path: str = "") -> Store:
     See `data_file` for `path`. A missing file is no error yet: networks can be built without data.
     Raises InputError for a file that is none of ours, or of another data set.
     """
+    if not isinstance(path, str):
+        raise InputError(f"task_options.path = {path!r}: expected a file or folder in quotes")
     file = data_file(name, path)
     try:
         with h5py.File(file, "r", locking=False) as opened:
@@ -138,17 +143,17 @@ def open_store(name: str, path: str = "") -> Store:
 
             def visit(key: str, thing: Any) -> None:
                 if isinstance(thing, h5py.Dataset):
-                    datasets[key] = _checked(file, key, thing)
+                    datasets[key] = _checked(file, key, thing)._replace(data_set=name)
 
             opened.visititems(visit)
     except FileNotFoundError:
-        return Store(file, True, {}, {})
+        return Store(file, name, True, {}, {})
     except OSError as error:
         raise InputError(
             f"{file}: cannot be read as a prepared data set ({error}); run `esgd data prepare"
             f" {name}` again"
         ) from None
-    return Store(file, False, attributes, datasets)
+    return Store(file, name, False, attributes, datasets)
 
 
 def read_into(stored: Stored, out: Array) -> None:
@@ -180,7 +185,7 @@ def read_into(stored: Stored, out: Array) -> None:
     if found != wanted:
         raise InputError(
             f"{stored.file}: {stored.name} is damaged: its CRC-32 is {found:08x}, not {wanted:08x};"
-            f" run `esgd data prepare {stored.file.stem}` again"
+            f" run `esgd data prepare {stored.data_set}` again"
         )
 
 
@@ -205,7 +210,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str) and value[:1] in "[{":
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return json.loads(value)
     return value.item() if isinstance(value, np.generic) else value
 

@@ -96,8 +96,8 @@ def _series(runs: Mapping[str, Checkpoint]) -> list[Series]:
 def _only_seeds_differ(one: Checkpoint, other: Checkpoint) -> bool:
     keys = {difference.key for difference in differences(one.recipe, other.recipe)}
     return (
-        # Each seed may have an anchor of its own.
-        keys - {"anchor.weights"} == {"seed"}
+        # Each seed may have an anchor and a start of its own.
+        keys - {"anchor.weights", "population.initial_weights"} == {"seed"}
         and method_of(one) == method_of(other)
         and one.generation == other.generation
         and one.history.changes == other.history.changes

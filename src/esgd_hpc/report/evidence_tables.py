@@ -143,6 +143,12 @@ def notes_1(task: TaskRuns) -> list[str]:
     epochs = {e[-1] for s in task.series if (e := epochs_so_far(s.first))}
     if len(epochs) > 1:
         notes.append("The methods did not train for the same number of SGD epochs.")
+    options = [setting(series.first.recipe, "task_options") for series in task.series]
+    if any(option != options[0] for option in options):
+        notes.append(
+            "The runs differ in task_options: their losses may be of other data or networks, and"
+            " then cannot be compared."
+        )
     notes += _notes_on_test_data(task)
     return notes
 

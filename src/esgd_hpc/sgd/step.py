@@ -78,7 +78,8 @@ def train_individual(
     draw = draw_optimizer(recipe, hyperparameters, generation, individual)
     fitness, metrics = individual.fitness, individual.metrics
     patience = int(draw.hyperparameters.get("patience", 0))
-    back_offs, idle, scale, failure, changed = 0, 0, 1.0, "", False
+    lowest, idle, scale = fitness, 0, 1.0
+    back_offs, failure, changed = 0, "", False
 
     def record(num_done: int) -> Individual:
         return msgspec.structs.replace(
@@ -119,7 +120,8 @@ def train_individual(
             back_offs += 1
             break
         finite = math.isfinite(score.fitness)
-        idle = 0 if score.fitness < fitness else idle + 1
+        idle = 0 if score.fitness < lowest else idle + 1
+        lowest = min(lowest, score.fitness)
         if idle == patience > 0:
             idle, scale = 0, scale * recipe.sgd.patience_factor
             if recipe.method == "single":  # what it goes on with in the next generation

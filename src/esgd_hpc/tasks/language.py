@@ -282,9 +282,11 @@ def language_task(
         stored = store[f"{part}/tokens"]
         if store.is_missing:
             return (stored,)
+        if num_tokens != 0 and stored.shape is not None:
+            check_whole_number(f"{part}_tokens", num_tokens, 2, stored.shape[0])
         # Each rank reads these few words itself: it needs them in columns.
         text = read(stored)[: num_tokens or None]
-        check_whole_number(f"{part}_columns", num_columns, 1, max(1, len(text) - 1))
+        check_whole_number(f"{part}_columns", num_columns, 1, len(text) - 1)
         text[text >= words] = _UNKNOWN
         return columns_of(text, num_columns)
 

@@ -54,7 +54,7 @@ class FrameTask(SpeechTask):
                 splits[split] = (labels,)
                 continue
             if split == "train" and 0 < training_frames < labels.shape[0]:
-                labels = torch.from_numpy(read(labels)[:training_frames])
+                labels = labels.rows(0, training_frames)
             first = first_numbers(store)[split]
             splits[split] = (_numbered(np.arange(first, first + labels.shape[0])), labels)
         shared = [f"{s}/{part}" for s in splits_of(store) for part in ("features", "utterances")]

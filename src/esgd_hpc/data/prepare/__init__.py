@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esgd_hpc.data.store import StoreWriter, writing
+from esgd_hpc.errors import InputError
 
 Say = Callable[[str], None]
 
@@ -90,7 +91,12 @@ def prepare(name: str, source: Path | None, file: Path, say: Say) -> None:
     """
     module = import_module(f"{__name__}.{DATA_SETS[name].module}")
     with writing(file, name) as writer:
-        module.prepare(name, source, writer, say)
+        try:
+            module.prepare(name, source, writer, say)
+        except OSError as error:
+            if error.filename is None:  # of the file that is written
+                raise
+            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 __all__ = ["DATA_SETS", "DataSet", "Say", "StoreWriter", "prepare"]

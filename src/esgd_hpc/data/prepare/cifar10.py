@@ -203,7 +203,7 @@ def _in_archive(source: Path) -> _Originals:
             opened.seek(0)
             with gzip.open(opened) as unzipped:
                 members = _members(source, cast(IO[bytes], unzipped))
-    except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise _damaged(str(source), f"it is no whole .tar.gz ({error})") from None
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error.strerror or error}") from None

@@ -72,9 +72,10 @@ def prepare(name: str, source: Path | None, writer: StoreWriter, say: Say) -> No
     or hostile.
     """
     if source is None or not source.is_dir():
+        given = source or "is missing"
         raise InputError(
-            f"--source {source or ''}: {name} needs a folder with num_pdfs, train, dev and test,"
-            " which have feats.scp and ali.scp; `python -m pydoc esgd_hpc.data.prepare.kaldi`"
+            f"--source {given}: {name} needs a folder with num_pdfs, train, dev and"
+            " test, which have feats.scp and ali.scp; `python -m pydoc esgd_hpc.data.prepare.kaldi`"
         )
     library()
     num_states = _num_states(source)
@@ -111,9 +112,11 @@ def _num_states(source: Path) -> int:
             f"{file}: no such file; write the number of pdfs into it: `am-info final.mdl` tells it"
         )
     text = " ".join(line for _, line in text_lines(source, file))
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= _MOST_STATES):
+    digits = text.lstrip("0")
+    few = text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(_MOST_STATES))
+    if not few or int(digits) > _MOST_STATES:
         raise InputError(f"{file}: {text[:40]!r}: expected one number, that of the pdfs")
-    return int(text)
+    return int(digits)
 
 
 def _tables(source: Path, split: str) -> _Tables | None:

