@@ -394,4 +394,7 @@ def _headline(
 def _data_lines(task: Task) -> list[str]:
     """Return how much of prepared data a node holds."""
     num_bytes = sum(stored.num_bytes for stored in dict.fromkeys(stored_data(task)))
-    return [f"data: {num_bytes / 2**20:.4g} MiB, once on each node"] if num_bytes else []
+    told = (
+        f"data: {num_bytes / 2**20:.4g} MiB, once on each node; without test data on each GPU too"
+    )
+    return [told] if num_bytes else []

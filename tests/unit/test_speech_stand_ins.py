@@ -254,6 +254,14 @@ def test_texts_become_words_of_the_dictionary(
     assert aligner.words(text) == words
 
 
+def pronunciations(aligner: Aligner, word: str) -> list[str]:
+    """Return the phones of each way to say a word of the dictionary, such as "Y UH R"."""
+    ways: list[str] = []
+    while way := aligner._decoder.lookup_word(f"{word}({len(ways) + 1})" if ways else word):
+        ways.append(way)
+    return ways
+
+
 @needs_prompts
 @pytest.mark.parametrize("prompt", ["agent-loginok", "conf-leaderhasleft", "vm-goodbye"])
 def test_an_alignment_says_what_the_dictionary_says(aligner: Aligner, prompt: str) -> None:
@@ -271,7 +279,7 @@ def test_an_alignment_says_what_the_dictionary_says(aligner: Aligner, prompt: st
         if b.position == 0 and (a is None or a != b)
     ]
     for word in words:
-        ways = [way.split() for way in aligner.pronunciations(word)]
+        ways = [way.split() for way in pronunciations(aligner, word)]
         while spoken and spoken[0] == "SIL":
             spoken = spoken[1:]
         fitting = [way for way in ways if spoken[: len(way)] == way]

@@ -150,15 +150,6 @@ class Aligner:
                 found += [word] if word else []
         return found
 
-    def pronunciations(self, word: str) -> list[str]:
-        """Return the phones of each way to say a word of the dictionary, such as "Y UH R"."""
-        ways: list[str] = []
-        name = word
-        while self._knows(name):
-            ways.append(self._decoder.lookup_word(name))
-            name = f"{word}({len(ways) + 1})"
-        return ways
-
     def align(self, samples: Samples, words: Sequence[str]) -> list[State] | None:
         """Return the state of each of the aligner's frames, 100 a second; None where that fails."""
         quiet = np.zeros(_PAD_FRAMES * _HERTZ // FRAMES_PER_SECOND)
