@@ -61,7 +61,9 @@ def store_at(folder: Path) -> Store:
                 writer.append(f"{split}/places", np.array(places))
                 writer.append(f"{split}/classes", classes[list(places)])
     WORLD.Barrier()
-    return open_store("lookup", str(WORLD.bcast(str(file))))
+    store = open_store("lookup", WORLD.bcast(str(file)))
+    WORLD.Barrier()  # before a test changes the file
+    return store
 
 
 RECIPE = esgd_hpc.recipe_from(
