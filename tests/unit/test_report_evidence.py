@@ -28,6 +28,7 @@ from esgd_hpc.report.evidence import (
     epochs_so_far,
     fitness_curve,
     spread,
+    top,
     winners,
 )
 from esgd_hpc.report.evidence_charts import Chart, figure_1, figure_2
@@ -171,6 +172,12 @@ def test_the_champion_is_the_best_wherever_it_is() -> None:
     (series,) = only_task({"run": run}).series
     assert spread(series, "loss") == Spread(1.5, 1.5, 15.0)  # the 15th is the 14th of the others
     assert spread(series, "error_rate") == Spread(0.1, 0.1, 13.2)
+
+
+def test_a_single_network_has_no_range_though_its_best_is_a_champion() -> None:
+    run = with_scores(make_run(2), (2.0, {"error_rate": 0.2}))
+    run = msgspec.structs.replace(run, champion=Individual(uid=99, fitness=1.5))
+    assert [individual.uid for individual in top(run)] == [99]
 
 
 def test_several_seeds_are_medians() -> None:

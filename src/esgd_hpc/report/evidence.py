@@ -130,14 +130,16 @@ class Spread(NamedTuple):
 
 
 def top(run: Checkpoint) -> list[Individual]:
-    """Return the fittest individuals, at most `TOP`; the best ever is first, wherever it is.
+    """Return the fittest individuals, at most `TOP` or as many as there are.
 
-    Those that failed are left out.
+    The best ever is first; where the population lost it, its least fit makes room. Those that
+    failed are left out.
     """
     ranked = sorted(run.individuals, key=lambda i: (i.fitness, i.uid))
     if run.champion is not None:
         ranked.insert(0, run.champion)
-    return [i for i in ranked[:TOP] if math.isfinite(i.fitness)]
+    most = min(TOP, len(run.individuals))
+    return [i for i in ranked[:most] if math.isfinite(i.fitness)]
 
 
 def quantities(task: TaskRuns) -> list[str]:
