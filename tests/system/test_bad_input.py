@@ -327,7 +327,7 @@ TASKS = [
         "unknown hyper-parameter",
         "sgd.hyperparameters.dropout=0.5",
         "sgd.hyperparameters.dropout",
-        "batch_size, weight_decay",
+        "batch_size, patience, weight_decay",
     ),
 ]
 

@@ -66,7 +66,7 @@ def test_a_stand_in_is_prepared_trained_and_reported(
     assert told["groups"] == 2
     for individual in (told["best"], *told["population"]):
         assert METRICS[name] | {"test_loss"} <= set(individual["metrics"])
-    assert told["best"]["fitness"] < told["history"][0]["best"]
+    assert told["best"]["fitness"] < told["history"]["best"][0]
 
     done = launch(0, "report", run, "--output", tmp_path / "report")
     assert done.returncode == 0, done.stderr

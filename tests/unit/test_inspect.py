@@ -90,7 +90,7 @@ def test_json_is_the_object_that_scripts_rely_on(
     assert [member["uid"] for member in shown["population"]] == [2, 5, 8, 11, 14]
     for member, individual in zip(shown["population"], population.individuals, strict=True):
         assert set(member) == {
-            "uid", "fitness", "parents", "born", "origin", "optimizer", "seconds",
+            "uid", "fitness", "parents", "born", "metrics", "origin", "optimizer", "seconds",
         }  # fmt: skip
         assert member["parents"] == list(individual.parents)
         assert member["origin"] == individual.origin

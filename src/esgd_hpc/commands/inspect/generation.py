@@ -76,6 +76,7 @@ def _member(individual: Individual) -> dict[str, Any]:
         "fitness": individual.fitness,
         "parents": list(individual.parents),
         "born": individual.born,
+        "metrics": individual.metrics,
         "origin": individual.origin,
         "optimizer": optimizer_object(individual.draw),
         "seconds": individual.seconds,
