@@ -95,7 +95,10 @@ def evaluate(
     }
     if failed:
         return Score(math.inf, {}, True), failure
-    means |= task.summary(means)
+    try:
+        means |= task.summary(means)
+    except Exception as error:  # on every rank, for all have the same means
+        return Score(math.inf, {}, True), told(error)
     return Score(finite_fitness(means.pop("loss")), means, False), failure
 
 

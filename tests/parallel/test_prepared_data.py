@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import esgd_hpc
 from esgd_hpc.api import plan
 from esgd_hpc.data.store import Store, Stored, open_store, read, writing
-from esgd_hpc.errors import InputError
+from esgd_hpc.errors import InputError, RunError
 from esgd_hpc.parallel.node_memory import NodeMemory
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.tasks.base import Batch, ClassificationTask
@@ -186,6 +186,22 @@ def test_a_rank_that_sees_other_data_than_the_rest_leaves_nobody_waiting(
     wanted = "no such file" if how == "missing" else "prepared data differs from rank to rank"
     with pytest.raises(InputError, match=wanted):
         esgd_hpc.run(RECIPE, WORLD, task=Lookup(store))
+
+
+@pytest.mark.parallel(2, 3)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_read_a_copy_of_its_own_leaves_nobody_waiting(
+    tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_read(stored: Stored) -> Any:
+        if WORLD.rank == failing:
+            raise MemoryError("no memory for a copy")
+        return read(stored)
+
+    monkeypatch.setattr("esgd_hpc.parallel.node_memory._SPARE", 1.0)
+    monkeypatch.setattr("esgd_hpc.parallel.node_memory.read", failing_read)
+    with pytest.raises(RunError, match="no memory for a copy"):
+        esgd_hpc.run(RECIPE, WORLD, task=Lookup(store_at(tmp_path)))
 
 
 class WholeSet(Lookup):

@@ -1,6 +1,7 @@
 """What changes the learning rate and the gradient inside a run: milestones, patience, clipping."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,20 @@ class Sequential(Slope):
 @pytest.mark.parallel(1, 2, 3)
 def test_a_task_can_have_steps_of_its_own() -> None:
     assert moved(Sequential(), epochs=2) == pytest.approx(2 * 1.75)
+
+
+class Overflowing(Slope):
+    """Has a metric that cannot be computed where the loss is large."""
+
+    def summary(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        return {"perplexity": math.exp(100.0 * (means["loss"] - 100.0))}
+
+
+@pytest.mark.parallel(1, 2)
+def test_a_summary_that_raises_fails_the_individual_on_all_ranks() -> None:
+    # The loss rises by 8 in the epoch: exp(800) overflows. There is no other individual.
+    with pytest.raises(esgd_hpc.RunError, match=r"every individual failed.*OverflowError"):
+        train(Overflowing(slope=8.0, rises=True))
 
 
 class Broken(Sequential):

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from esgd_hpc.data.store import Stored, missing_data, read, read_into
-from esgd_hpc.parallel.agreement import on_root
+from esgd_hpc.parallel.agreement import on_root, together
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ class NodeMemory:
         if stored.shape is None or stored.dtype is None:
             raise missing_data(stored)
         num_bytes = stored.num_bytes
-        alone = self._node.size == 1 or num_bytes == 0
-        if alone or not on_root(self._node, f"reading {stored.file}", lambda: _has_room(stored)):
-            return torch.from_numpy(read(stored))
+        doing = f"reading {stored.file}"
+        if not (num_bytes and on_root(self._node, doing, lambda: _has_room(self._node, stored))):
+            return torch.from_numpy(together(self._node, doing, lambda: read(stored)))
         size = num_bytes if self._node.rank == 0 else 0
         window = MPI.Win.Allocate_shared(size, 1, comm=self._node)
         self._windows.append(window)
         memory, _ = window.Shared_query(0)
         array: npt.NDArray[Any] = np.ndarray(stored.shape, stored.dtype, buffer=memory)  # type: ignore[arg-type]
-        on_root(self._node, f"reading {stored.file}", lambda: read_into(stored, array))
+        on_root(self._node, doing, lambda: read_into(stored, array))
         window.Fence()  # what the first rank wrote is seen by all
         return torch.from_numpy(array)
 
@@ -58,7 +58,10 @@ class NodeMemory:
         self._windows.clear()
 
 
-def _has_room(stored: Stored) -> bool:
+def _has_room(node: MPI.Intracomm, stored: Stored) -> bool:
+    """Whether the data should be shared, and can be."""
+    if node.size == 1:
+        return False
     if not _SHARED_MEMORY.is_dir():
         return True
     usage = shutil.disk_usage(_SHARED_MEMORY)

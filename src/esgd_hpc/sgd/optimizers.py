@@ -49,7 +49,7 @@ def milestone_scale(recipe: Recipe, generation: int, epoch: int) -> float:
     """
     if generation > recipe.generations and recipe.method in ("esgd", "sgd-only"):
         return 1.0  # fine-tuning has its own learning rate
-    done = (min(generation, recipe.generations + 1) - 1) * recipe.sgd.epochs + epoch - 1
+    done = (generation - 1) * recipe.sgd.epochs + epoch - 1
     passed = sum(done >= milestone for milestone in recipe.sgd.milestones)
     return recipe.sgd.milestone_factor**passed
 
