@@ -207,6 +207,8 @@ class TopologySettings(Table, frozen=True, kw_only=True):
     """CPU threads of torch; another number may change last bits."""
     deterministic: bool = True
     """Ask torch for deterministic kernels on GPUs."""
+    share_gpus: bool = False
+    """Let several ranks of a node compute on one GPU, where there are fewer GPUs than ranks."""
 
 
 class CheckpointSettings(Table, frozen=True, kw_only=True):
@@ -223,6 +225,16 @@ class CheckpointSettings(Table, frozen=True, kw_only=True):
 class LoggingSettings(Table, frozen=True, kw_only=True):
     tensorboard: bool = False
     """Also log each generation for TensorBoard, in the folder `tensorboard` of the output."""
+
+
+class RunSettings(Table, frozen=True, kw_only=True):
+    """How a job gets along with its scheduler."""
+
+    time_limit: float = 0.0
+    """Minutes from the start of `esgd run` to its end; it stops in time, with what is done saved.
+    0: the end of the scheduler's job, where that is known."""
+    watchdog: float = 15.0
+    """Minutes without progress of a rank after which it is named and the job ended; 0: never."""
 
 
 class Recipe(Table, frozen=True, kw_only=True):
@@ -246,6 +258,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     topology: TopologySettings = TopologySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     logging: LoggingSettings = LoggingSettings()
+    run: RunSettings = RunSettings()
 
     @property
     def num_parents(self) -> int:
@@ -266,7 +279,7 @@ class Recipe(Table, frozen=True, kw_only=True):
 STEP_SETTINGS = ("batch_size", "weight_decay", "patience")
 """Hyper-parameters that any draw may cover, and that the SGD step itself uses."""
 
-FREE_KEYS = ("topology", "checkpoint", "logging")
+FREE_KEYS = ("topology", "checkpoint", "logging", "run")
 """Tables that may differ between the runs of one output folder: they do not define the result."""
 
 

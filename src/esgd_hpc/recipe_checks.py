@@ -46,6 +46,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "topology.threads_per_rank": (1, 4096),
     "checkpoint.every": (1, 10**6),
     "checkpoint.every_minutes": (0.0, math.inf),
+    "run.time_limit": (0.0, math.inf),
+    "run.watchdog": (0.0, math.inf),
     "checkpoint.keep": (1, 10**6),
 }
 

@@ -1,0 +1,48 @@
+"""What this process is at: kept by those who work, read by the watchdog.
+
+A rank is a process, so there is one pulse in a process. Costs a few assignments; nothing is read
+from it by what computes.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+
+class Pulse(msgspec.Struct):
+    """The newest sign of life of a process."""
+
+    doing: str = "starting"
+    waiting: bool = False
+    """Whether it waits for other ranks, so that its standing still is none of its fault."""
+    since: float = 0.0
+    """time.monotonic() of the last progress."""
+
+
+_pulse = Pulse(since=time.monotonic())
+
+
+def doing(what: str) -> None:
+    """Say what begins now. Counts as progress."""
+    _pulse.doing, _pulse.since = what, time.monotonic()
+
+
+def progress() -> None:
+    """Say that what goes on has come a step further."""
+    _pulse.since = time.monotonic()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say that this rank waits for others, for as long as the `with` block lasts."""
+    before = _pulse.doing
+    _pulse.doing, _pulse.waiting, _pulse.since = what, True, time.monotonic()
+    yield
+    _pulse.doing, _pulse.waiting, _pulse.since = before, False, time.monotonic()
+
+
+def now() -> Pulse:
+    """Return the pulse as it is."""
+    return msgspec.structs.replace(_pulse)
