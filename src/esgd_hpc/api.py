@@ -4,6 +4,8 @@
 """
 
 import operator
+import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -13,22 +15,26 @@ import msgspec
 import torch
 from torch import nn
 
+from esgd_hpc.attempts import count_attempt
 from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.data.store import Stored, missing_data
-from esgd_hpc.device import choose_device, device_name
+from esgd_hpc.device import device_name
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
 from esgd_hpc.genome import Genome
 from esgd_hpc.history import GenerationRow, History, generation_row
+from esgd_hpc.launch import job_end
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
 from esgd_hpc.parallel import averaging
 from esgd_hpc.parallel.agreement import closed_together, on_root, together
 from esgd_hpc.parallel.averaging import Averaging
+from esgd_hpc.parallel.devices import device_of_rank
 from esgd_hpc.parallel.exchange import send_to_all
+from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.node_memory import NodeMemory
 from esgd_hpc.parallel.topology import Topology, check_world_size
 from esgd_hpc.plan_text import plan_text
@@ -41,6 +47,7 @@ from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, r
 from esgd_hpc.tasks import data_in_memory, load_task, missing_data_of, read_data, stored_data
 from esgd_hpc.tasks.base import Task
 from esgd_hpc.tensorboard_log import TensorBoardLog, check_tensorboard
+from esgd_hpc.underway import Underway
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -49,8 +56,8 @@ if TYPE_CHECKING:
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run leaves; complete on every rank but for the population's weights."""
 
-    finished: bool
-    """False if the run was asked to stop before its last generation."""
+    unfinished: Underway | None
+    """The generation that the run was stopped in or before; None if it got to its last one."""
     population: Population
     history: list[GenerationRow]
     best: Individual
@@ -60,6 +67,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     task: Task
     output: Path | None
     """Folder of the checkpoints, None if none were written."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run got to its last generation."""
+        return self.unfinished is None
 
     def best_model(self) -> nn.Module:
         """Return the best individual as a module on the CPU, in evaluation mode."""
@@ -87,8 +99,9 @@ def run(
     `output` is the folder of the checkpoints, none are written without it; a run already there goes
     on from its newest complete generation unless `resume` says otherwise. Its recipe must be the
     same but for the keys in `changing`, which are changed on purpose from there on: both values are
-    recorded in the history. `should_stop` and `should_save` are asked after each generation; True
-    on any rank ends the run at a checkpoint, or makes one more.
+    recorded in the history. `should_stop` is asked before each epoch and child; True on any rank
+    ends the run, with all that is finished saved. So does the end of the time that `run.time_limit`
+    or the scheduler gives. `should_save` is asked after each generation, and makes a checkpoint.
 
     Raises InputError and RunError on every rank together. Any other exception is raised on its
     rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
@@ -104,6 +117,11 @@ def run(
         with _prepared(recipe, comm, folder, resume, changing, task) as ready:
             for note in ready.found.notes:
                 progress.note(note)
+            if folder is not None:
+                state = ready.found.state
+                on_root(
+                    comm, f"counting attempts in {folder}", lambda: count_attempt(folder, state)
+                )
             progress.note(ready.headline)
             if recipe.fitness.data == "validation" and _is_same(ready.task):
                 progress.note(
@@ -201,9 +219,7 @@ def _prepared(
             "looking for checkpoints",
             lambda: find_start(recipe, folder, resume, changing),
         )
-        device = together(
-            comm, "choosing a device", lambda: choose_device(recipe.topology, topology.local_rank)
-        )
+        device = device_of_rank(recipe.topology, topology)
         _refuse_different(comm, "ranks compute on different kinds of device", device.type)
         with (
             closed_together(_start_averaging(recipe, topology, device)) as group,
@@ -319,8 +335,9 @@ def _train(
     anchor = read_anchor(recipe, topology, learner)
     if ready.found.path is not None:
         path, changes = ready.found.path, ready.found.changes
-        population, history = restore(path, changes, topology, learner)
+        population, history, underway = restore(path, changes, topology, learner)
     else:
+        underway = None
         population = initialize(recipe, topology, learner)
         diversity = measure_diversity(population, topology, learner.layout)
         history = History(rows=[generation_row(population, None, recipe, {}, diversity)])
@@ -337,14 +354,14 @@ def _train(
         anchor=anchor,
         saving=saving,
         report=report,
-        should_stop=should_stop,
+        interruption=Interruption(topology, should_stop, _seconds_left(recipe, topology.world)),
         should_save=should_save,
     )
     with closed_together(saving), closing(board) if board else nullcontext():
-        finished = evolve(population, history, setting)
+        unfinished = evolve(population, history, setting, underway)
     best = population.best()
     return RunResult(
-        finished=finished,
+        unfinished=unfinished,
         population=population,
         history=history.rows,
         best=best,
@@ -357,6 +374,18 @@ def _train(
         task=ready.task,
         output=folder,
     )
+
+
+def _seconds_left(recipe: Recipe, world: "MPI.Comm") -> float | None:
+    """Return how long the run may take from now on, None where nothing says so. Collective."""
+
+    def told() -> float | None:
+        if recipe.run.time_limit:
+            return 60.0 * recipe.run.time_limit
+        end = job_end(os.environ)
+        return None if end is None else max(0.0, end - time.time())
+
+    return on_root(world, "looking for the time limit", told)
 
 
 def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights | None, int]:

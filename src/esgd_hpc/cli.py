@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import NoReturn
 
 from esgd_hpc.errors import EsgdError, InputError, print_error
+from esgd_hpc.launch import launched_rank
 
 DESCRIPTION = "Train a population of networks with Evolutionary Stochastic Gradient Descent."
 
-SERIAL_COMMANDS = ("data", "inspect", "verify", "export", "report", "recipes")
+SERIAL_COMMANDS = ("data", "inspect", "verify", "export", "report", "recipes", "jobs")
 """Those that MPI has no part in, also in a job script where the launcher's variables are set."""
 
 SECONDS_TO_SPEAK = 2.0
@@ -20,19 +21,11 @@ SECONDS_TO_SPEAK = 2.0
 EXIT_STATUS = """\
 exit status:
   0   done
-  1   the run failed, verify found damage, or export --check-fitness another fitness
+  1   the run failed, verify found damage, check something that cannot work, or export
+      --check-fitness another fitness
   2   bad input
   99  stopped early at a complete checkpoint; start the same command again to go on
 """
-
-RANK_VARIABLES = (
-    "OMPI_COMM_WORLD_RANK",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "JSM_NAMESPACE_RANK",
-    "SLURM_PROCID",
-)
-"""Where launchers say which rank this is; read only to print a message once, before MPI is up."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,8 +170,116 @@ def parser() -> argparse.ArgumentParser:
         " several runs)",
     )
 
+    check = commands.add_parser(
+        "check",
+        help="look whether a job can run here; start it as the job itself, by mpirun or srun",
+    )
+    check.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help="a recipe's name or a TOML file: check what it needs as well",
+    )
+    check.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace a key of the recipe, as for run",
+    )
+    check.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of the run's files (default: runs/RECIPE, or the current folder); nothing"
+        " stays in it",
+    )
+    check.add_argument("--json", action="store_true", help="one JSON object, fit for programs")
+
+    _add_jobs(commands.add_parser("jobs", help="job scripts for Slurm and LSF"))
     commands.add_parser("recipes", help="list the recipes that come with esgd")
     return top
+
+
+def _add_jobs(jobs: argparse.ArgumentParser) -> None:
+    actions = jobs.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="show the templates and the sites")
+    actions.add_parser("path", help="print the folder of the templates")
+    render = actions.add_parser("render", help="print a script filled in for a recipe")
+    render.add_argument("--file", metavar="FILE", help="write the script there instead")
+    submit = actions.add_parser("submit", help="the same, and hand it to sbatch or bsub")
+    submit.add_argument("--links", metavar="N", type=int, help="jobs of a --template chain")
+    for action in (render, submit):
+        action.add_argument("recipe", metavar="RECIPE", help="a recipe's name or a TOML file")
+        action.add_argument("--scheduler", choices=("slurm", "lsf"), required=True)
+        action.add_argument(
+            "--template", metavar="NAME", help="one of `esgd jobs list` (default: what fits)"
+        )
+        action.add_argument(
+            "--site",
+            metavar="NAME|FILE",
+            default="generic",
+            help="one of `esgd jobs list`, or a file",
+        )
+        action.add_argument("--nodes", metavar="N", type=int, default=1, help="default: 1")
+        action.add_argument(
+            "--gpus-per-node", metavar="N", type=int, help="0: none (default: the site's)"
+        )
+        action.add_argument(
+            "--ranks-per-node", metavar="N", type=int, help="default: one for each GPU"
+        )
+        action.add_argument(
+            "--ranks-per-group",
+            metavar="N",
+            type=int,
+            help="ranks that train one individual together (default: the recipe's)",
+        )
+        action.add_argument(
+            "--cores-per-rank",
+            metavar="N",
+            type=int,
+            help="default: the site's, or topology.threads_per_rank and one more",
+        )
+        action.add_argument(
+            "--memory-per-node",
+            metavar="GIB",
+            type=int,
+            help="check that it is enough (loads torch); for Slurm also ask for it",
+        )
+        action.add_argument("--time", metavar="HH:MM:SS", required=True, help="limit of one job")
+        action.add_argument("--account", metavar="NAME", help="who pays: sbatch -A, bsub -P")
+        action.add_argument(
+            "--partition",
+            "--queue",
+            metavar="NAME",
+            help="sbatch -p, bsub -q (default: the site's)",
+        )
+        action.add_argument("--name", metavar="NAME", help="the job's (default: esgd-RUN)")
+        action.add_argument(
+            "--seeds", metavar="1-8", help="a job for each of these seeds; 1-8%%4: four at a time"
+        )
+        action.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="replace a key of the recipe, as for run",
+        )
+        action.add_argument(
+            "--output", metavar="DIR", help="folder of the run's files (default: runs/RECIPE)"
+        )
+        action.add_argument(
+            "--environment",
+            metavar="FILE",
+            help='what the script sources to find esgd (default: what this esgd lies in); "": none',
+        )
+        action.add_argument(
+            "--mpi",
+            metavar="NAME",
+            help="what starts ranks: Slurm: a type of srun --mpi, or mpirun; LSF: jsrun, mpirun"
+            " (default: the site's)",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,24 +305,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def launched_rank() -> int | None:
-    """Return this process's rank by its launcher's word; None if it was not launched."""
-    for name in RANK_VARIABLES:
-        value = os.environ.get(name, "")
-        if value.isdecimal():
-            return int(value)
-    return None
-
-
 def _leave_together(serial: bool) -> None:
     """Let rank 0 have its say: launchers end the others when the first one leaves with an error."""
     if launched_rank() is None:
         return
-    if serial:  # started on several ranks by mistake
-        time.sleep(SECONDS_TO_SPEAK if launched_rank() else 0.0)
-        return
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):
-        return  # without MPI there is nobody to wait for
-    MPI.COMM_WORLD.Barrier()
+    if not serial:
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError):
+            return  # without MPI there is nobody to wait for
+        if MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Barrier()
+            return
+    # Started on several ranks by mistake, or ranks that do not see each other.
+    time.sleep(SECONDS_TO_SPEAK if launched_rank() else 0.0)

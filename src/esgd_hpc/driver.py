@@ -14,10 +14,12 @@ from esgd_hpc.history import OPTIMIZERS, GenerationRow, History, generation_row,
 from esgd_hpc.layout import Layout
 from esgd_hpc.learner import Learner
 from esgd_hpc.parallel.exchange import gather_records
+from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population
 from esgd_hpc.saving import Saving
 from esgd_hpc.sgd.step import sgd_step
+from esgd_hpc.underway import Underway
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,54 +33,90 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     saving: Saving
     report: Callable[[Population, History], None]
     """Shows a finished generation on rank 0."""
-    should_stop: Callable[[], bool]
-    """Whether this rank was asked to stop."""
+    interruption: Interruption
     should_save: Callable[[], bool]
     """Whether this rank was asked for a checkpoint since it was last asked."""
 
 
-def evolve(population: Population, history: History, setting: Setting) -> bool:
+def evolve(
+    population: Population, history: History, setting: Setting, underway: Underway | None = None
+) -> Underway | None:
     """Carry the population from its generation to the last one, in place.
 
-    Returns whether it got there; if not, it was asked to stop and left a checkpoint.
-    Collective over the world.
+    Goes on with the generation that is `underway`. Returns None if it got to the last one, or else
+    the generation that was not finished because a rank was asked to stop or time ran out; what is
+    done of it is saved. Collective over the world.
     """
     recipe, topology = setting.recipe, setting.topology
     for k in range(population.generation + 1, recipe.last_generation + 1):
-        before = population.individuals
-        seconds: dict[str, float] = {}
-        offspring: list[Individual] = []
-        selected: set[int] = set()
-        with _timed(seconds, "sgd"):
-            sgd_step(population, k, recipe, setting.hyperparameters, topology, setting.learner)
-        trained = population.individuals
-        if recipe.method == "esgd" and k <= recipe.generations:
-            with _timed(seconds, "evolution"):
-                for v in range(1, recipe.evolution.steps + 1):
-                    offspring += evolution_step(
-                        population, k, v, recipe, topology, setting.learner, setting.anchor
-                    )
-                    selected.update(i.uid for i in population.individuals)
+        underway = underway or Underway(generation=k, before=population.individuals)
+        setting.interruption.keep_free(setting.saving.longest_seconds())
+        if not train_and_breed(population, underway, setting):
+            setting.saving.save_underway(population, history, underway)
+            return underway
         population.generation = k
+        seconds = underway.seconds
         last = k == recipe.last_generation
         if last and setting.learner.has_final_scores:
             with _timed(seconds, "final_scores"):
                 add_final_scores(population, topology, setting.learner)
         with _timed(seconds, "diversity"):
             diversity = measure_diversity(population, topology, setting.learner.layout)
-        row = generation_row(population, before, recipe, seconds, diversity)
-        check_theorem_1(row, before, population.individuals, recipe)
+        row = generation_row(population, underway.before, recipe, seconds, diversity)
+        check_theorem_1(row, underway.before, population.individuals, recipe)
         history.rows.append(row)
         if topology.world.rank == 0:
-            history.remember(before, trained, offspring, selected, population)
-        asked = topology.world.allgather((setting.should_stop(), setting.should_save()))
+            history.remember(
+                underway.before,
+                underway.trained,
+                underway.offspring,
+                set(underway.selected),
+                population,
+            )
+        requests = (setting.interruption.requested(), setting.should_save())
+        asked = topology.world.allgather(requests)
         stop = any(stop for stop, _ in asked) and not last
         with _timed(seconds, "checkpoint"):
             save = any(save for _, save in asked)
             setting.saving.save(population, history, must=last or stop, asked=save)
         setting.report(population, history)
+        underway = None
         if stop:
-            return False
+            return Underway(generation=k + 1, before=population.individuals)
+    return None
+
+
+def train_and_breed(population: Population, underway: Underway, setting: Setting) -> bool:
+    """Take the SGD step and the evolution steps of a generation that are not done yet.
+
+    Returns whether all are done; if not, the run is to stop. Collective over the world.
+    """
+    recipe, topology = setting.recipe, setting.topology
+    with _timed(underway.seconds, "sgd"):
+        is_trained = sgd_step(
+            population,
+            underway,
+            recipe,
+            setting.hyperparameters,
+            topology,
+            setting.learner,
+            setting.interruption,
+        )
+    if not is_trained:
+        return False
+    if recipe.method == "esgd" and underway.generation <= recipe.generations:
+        with _timed(underway.seconds, "evolution"):
+            while underway.steps < recipe.evolution.steps:
+                if not evolution_step(
+                    population,
+                    underway,
+                    recipe,
+                    topology,
+                    setting.learner,
+                    setting.anchor,
+                    setting.interruption,
+                ):
+                    return False
     return True
 
 
@@ -150,4 +188,4 @@ def check_theorem_1(
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - started
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from esgd_hpc import pulse
 from esgd_hpc.data.batches import Batch, Data, fetch, fixed_batches, length
 from esgd_hpc.population import finite_fitness
 
@@ -77,6 +78,7 @@ def evaluate(
                 for place, batch in zip(
                     mine, fetch(data, [batches[place] for place in mine], device), strict=True
                 ):
+                    pulse.progress()
                     seed_global_generators(place)  # should the score draw random numbers
                     scores = task.score(model, batch)
                     found.append(torch.stack([scores[name].detach().double() for name in names]))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esgd_hpc import rng
+from esgd_hpc import pulse, rng
 from esgd_hpc.config import STEP_SETTINGS, Drawn, Recipe
 from esgd_hpc.data.batches import Step, fetch, length, to_device, training_shards
 from esgd_hpc.errors import InputError
@@ -178,6 +178,7 @@ class Learner:
             except Exception as error:
                 failure, steps = told(error), [Step(None, 0.0)]
         for step in steps:
+            pulse.progress()
             if not failure:
                 try:
                     self._gradient_of(next(batches), step.share, optimizer)
@@ -285,6 +286,7 @@ class Learner:
                 norm.train()
             with torch.no_grad():
                 for batch in fetch(self._training, [i for i, _ in shards], self._device):
+                    pulse.progress()
                     # Not the loss, in which the last individual's hyper-parameters may act.
                     self._task.score(self._model, batch)
         finally:

@@ -6,6 +6,18 @@ from pathlib import Path
 from esgd_hpc.config import Range, Recipe, Table
 from esgd_hpc.layout import Layout
 
+TRAINING_COPIES = 8
+"""Individuals' worth of memory that training one takes, at most, without activations and data."""
+
+
+def held_individuals(recipe: Recipe, num_groups: int) -> int:
+    """Return how many individuals a leader holds at most while it exchanges."""
+    own = -(-recipe.num_parents // num_groups)
+    rho = recipe.evolution.parents_per_child
+    # Its own and its chosen children, parents on loan, a child, and what is being written.
+    held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
+    return held + (own if recipe.checkpoint.background else 0)
+
 
 def plan_text(
     recipe: Recipe,
@@ -18,11 +30,8 @@ def plan_text(
 ) -> str:
     """Return the plan: what runs, memory of a rank, files, what a draw covers, and the recipe."""
     one = layout.size * 4
-    own = -(-recipe.num_parents // num_groups)
-    rho = recipe.evolution.parents_per_child
-    # Its own and its chosen children, parents on loan, a child, and what is being written.
-    held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
-    held += own if recipe.checkpoint.background else 0
+    training = size_text(TRAINING_COPIES * one)
+    held = held_individuals(recipe, num_groups)
     tuning = recipe.fine_tuning.epochs
     more = f" and {tuning} of fine-tuning" if tuning else ""
     draw = ["optimizer", "learning rate", "momentum", *sorted(hyperparameters)]
@@ -30,11 +39,12 @@ def plan_text(
         [
             headline,
             f"epochs of each individual: {recipe.generations} x {recipe.sgd.epochs}{more}",
-            f"one individual: {layout.size:,} values, {_size(one)}",
+            f"one individual: {layout.size:,} values, {size_text(one)}",
             f"training one: weights, gradient, flat gradient, optimizer and a copy to back off to:"
-            f" up to {_size(8 * one)} on the device, without activations and data",
-            f"a leader holds at most {held} individuals while it exchanges: {_size(held * one)}",
-            f"one checkpoint: {_size(recipe.num_parents * one)} in {folder},"
+            f" up to {training} on the device, without activations and data",
+            f"a leader holds at most {held} individuals while it exchanges:"
+            f" {size_text(held * one)}",
+            f"one checkpoint: {size_text(recipe.num_parents * one)} in {folder},"
             f" {recipe.checkpoint.keep} are kept",
             f"a draw covers: {', '.join(draw)}",
             *notes,
@@ -57,7 +67,8 @@ def _missing_weights(recipe: Recipe) -> list[str]:
     ]
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: float) -> str:
+    """Return a number of bytes in words."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.3g} {name}"

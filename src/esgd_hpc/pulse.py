@@ -16,7 +16,7 @@ class Pulse(msgspec.Struct):
 
     doing: str = "starting"
     waiting: bool = False
-    """Whether it waits for other ranks, so that its standing still is none of its fault."""
+    """Whether it waits for other groups, so that its standing still is none of its fault."""
     since: float = 0.0
     """time.monotonic() of the last progress."""
 
@@ -36,11 +36,13 @@ def progress() -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say that this rank waits for others, for as long as the `with` block lasts."""
-    before = _pulse.doing
+    """Say that this rank waits for other groups, for as long as the `with` block lasts."""
+    before, waited = _pulse.doing, _pulse.waiting
     _pulse.doing, _pulse.waiting, _pulse.since = what, True, time.monotonic()
-    yield
-    _pulse.doing, _pulse.waiting, _pulse.since = before, False, time.monotonic()
+    try:
+        yield
+    finally:
+        _pulse.doing, _pulse.waiting, _pulse.since = before, waited, time.monotonic()
 
 
 def now() -> Pulse:

@@ -10,6 +10,7 @@ from esgd_hpc.errors import EsgdError, RunError
 from esgd_hpc.history import History
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Population
+from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +45,33 @@ class Saving:
             return
         self._attempt(self._writer, self._writer.finish)
         self._started = time.monotonic()
+        if must:
+            self._must(self._writer, population, history)
+            return
         try:
             self._writer.start(population, history)
-            if must:
-                self._writer.finish()
         except EsgdError as error:
-            if must:
-                newest = f"{self._writer.newest()}, what came after it is lost; "
-                raise RunError(
-                    f"{error}; {newest if population.generation else ''}make room, or mend the"
-                    " folder, and start the same command again"
-                ) from None
             self._failed(self._writer, error)
         else:
             self._owed = False
+
+    def save_underway(self, population: Population, history: History, underway: Underway) -> None:
+        """Save what is done of a generation that is interrupted, and wait for it.
+
+        Where nothing is, the generation before it is saved, if it is not on disk yet. Raises
+        RunError where it cannot be.
+        """
+        if self._writer is None:
+            return
+        self._attempt(self._writer, self._writer.finish)
+        if underway.has_begun:
+            self._must(self._writer, population, history, underway)
+        elif not self._writer.has(population.generation):
+            self._must(self._writer, population, history)
+
+    def longest_seconds(self) -> float:
+        """Return how long the slowest checkpoint took, on every rank."""
+        return self._writer.longest_seconds() if self._writer else 0.0
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -70,6 +84,24 @@ class Saving:
             return generation % self._settings.every == 0
         is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
         return is_time
+
+    def _must(
+        self,
+        writer: CheckpointWriter,
+        population: Population,
+        history: History,
+        underway: Underway | None = None,
+    ) -> None:
+        try:
+            writer.start(population, history, underway)
+            writer.finish()
+        except EsgdError as error:
+            newest = f"{writer.newest()}, what came after it is lost; "
+            raise RunError(
+                f"{error}; {newest if population.generation else ''}make room, or mend the"
+                " folder, and start the same command again"
+            ) from None
+        self._owed = False
 
     def _attempt(self, writer: CheckpointWriter, step: Callable[[], None]) -> None:
         try:

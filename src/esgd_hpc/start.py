@@ -15,7 +15,7 @@ from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.export import read_state_dict, vector_from
 from esgd_hpc.checkpoint.lock import refuse_file
 from esgd_hpc.checkpoint.reader import Checkpoint, open_checkpoint
-from esgd_hpc.checkpoint.verify import newest_valid
+from esgd_hpc.checkpoint.verify import newest_valid, verify_checkpoint
 from esgd_hpc.config import Recipe, differences, recipe_data
 from esgd_hpc.errors import InputError
 from esgd_hpc.evolution.operators import mutate
@@ -29,6 +29,7 @@ from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
 from esgd_hpc.recipe_file import recipe_from
 from esgd_hpc.sgd.step import refuse_if_all_failed
+from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class Found(msgspec.Struct, frozen=True):
 
     path: Path | None = None
     generation: int | None = None
+    """Of the newest complete checkpoint, which the one at `path` may be later than."""
+    state: str = "a new population"
+    """How far the run has come, in words."""
     notes: list[str] = []
     changes: list[RecipeChange] = []
     """Keys of the recipe that are changed on purpose from here on."""
@@ -84,11 +88,42 @@ def find_start(
             f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
             f" {checkpoint.ranks_per_group}: last bits may differ"
         )
+    state = f"generation {checkpoint.generation}"
     if checkpoint.generation >= recipe.last_generation:
         notes.append(f"{path} is verified and the last generation: nothing left to do")
+        return Found(path=path, generation=checkpoint.generation, notes=notes, state=state)
+    interrupted = _find_interrupted(folder, checkpoint, recipe, notes)
+    if interrupted and interrupted.underway:
+        path, made = interrupted.path, interrupted.underway
+        state = f"generation {made.generation}, {made.told(recipe)}"
+        notes.append(f"{path} is verified; going on in {state}")
     else:
         notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
-    return Found(path=path, generation=checkpoint.generation, notes=notes, changes=changes)
+    return Found(
+        path=path, generation=checkpoint.generation, state=state, notes=notes, changes=changes
+    )
+
+
+def _find_interrupted(
+    folder: Path, newest: Checkpoint, recipe: Recipe, notes: list[str]
+) -> Checkpoint | None:
+    """Return what was saved of a generation that was interrupted, if it is of use."""
+    for path in files.interrupted(folder):
+        problems = verify_checkpoint(path)
+        if problems:
+            notes.append(f"{path.name} is skipped: {problems[0]}")
+            continue
+        found = open_checkpoint(path)
+        if found.generation < newest.generation or found.underway is None:
+            continue
+        if differences(found.recipe, recipe_data(recipe)):
+            notes.append(
+                f"{path.name} is skipped: the recipe has changed, so that generation"
+                f" {found.underway.generation} begins anew"
+            )
+            continue
+        return found
+    return None
 
 
 def _changes(
@@ -142,11 +177,11 @@ def _within(name: str, key: str) -> bool:
 
 def restore(
     path: Path, changes: list[RecipeChange], topology: Topology, learner: Learner
-) -> tuple[Population, History]:
+) -> tuple[Population, History, Underway | None]:
     """Read a checkpoint: rank 0 the records, each leader the weights that it will own.
 
-    Rank 0 gets the whole history, the others its rows. Individuals are scored again where changes
-    of the recipe ask for it.
+    With it comes the generation that was interrupted, if one was. Rank 0 gets the whole history,
+    the others its rows. Individuals are scored again where changes of the recipe ask for it.
     """
     world, layout = topology.world, learner.layout
     history = History()
@@ -178,10 +213,13 @@ def restore(
         f"reading the weights of {path}",
         lambda: checkpoint.best_weights() if checkpoint.champion and world.rank == 0 else None,
     )
+    underway, individuals = checkpoint.underway, checkpoint.individuals
+    if underway and not underway.is_trained:
+        individuals = underway.before
     population = Population(
         generation=checkpoint.generation,
         # A finished run that goes on: its test scores are no longer those of its end.
-        individuals=[_without_test_scores(i) for i in checkpoint.individuals],
+        individuals=[_without_test_scores(i) for i in individuals],
         owner=owner,
         next_uid=checkpoint.next_uid,
         weights=weights,
@@ -192,7 +230,7 @@ def restore(
         history.changes += changes
     if any(_within(key, change.key) for key in CHANGE_FITNESS for change in changes):
         _score_again(population, topology, learner)
-    return population, history
+    return population, history, underway
 
 
 def _without_test_scores(individual: Individual) -> Individual:

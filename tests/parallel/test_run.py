@@ -292,6 +292,19 @@ def test_an_anchor_is_never_trained_and_the_best_is_never_worse(tmp_path: Path) 
     assert digest(result, WORLD) == alone(Blobs(), settings)
 
 
+class StopAfter(Silent):
+    """Asks rank 0 to stop once it has shown a generation."""
+
+    def __init__(self, generation: int) -> None:
+        self._last, self._newest = generation, -1
+
+    def generation(self, *shown: Any) -> None:
+        self._newest = shown[-1][-1].generation
+
+    def asked(self) -> bool:
+        return self._newest >= self._last and WORLD.rank == 0
+
+
 @pytest.mark.parallel(1, 2, 3)
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path) -> None:
     folder = Path(WORLD.bcast(str(tmp_path)))
@@ -299,9 +312,9 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path) -> N
     whole = esgd_hpc.run(settings, WORLD, task=Blobs())
     for name, groups_again in (("all", WORLD), ("alone", MPI.COMM_SELF)):
         place = folder / name
-        answers = iter([False, WORLD.rank == 0])  # asked once a generation; one rank is enough
+        stop = StopAfter(2)
         first = esgd_hpc.run(
-            settings, WORLD, task=Blobs(), output=place, should_stop=answers.__next__
+            settings, WORLD, task=Blobs(), output=place, progress=stop, should_stop=stop.asked
         )
         assert not first.finished
         assert first.population.generation == 2
@@ -357,9 +370,10 @@ def test_the_best_ever_is_kept_though_training_leaves_it(tmp_path: Path) -> None
     assert verify_checkpoint(checkpoint.path) == []
     # The same for one group, and for a run that was stopped in between.
     assert digest(whole, WORLD) == alone(Blobs(), settings)
-    answers = iter([False, True])
-    stopped = folder / "stopped"
-    esgd_hpc.run(settings, WORLD, task=Blobs(), output=stopped, should_stop=answers.__next__)
+    stopped, stop = folder / "stopped", StopAfter(2)
+    esgd_hpc.run(
+        settings, WORLD, task=Blobs(), output=stopped, progress=stop, should_stop=stop.asked
+    )
     again = esgd_hpc.run(settings, WORLD, task=Blobs(), output=stopped)
     assert digest(again, WORLD) == digest(whole, WORLD)
     assert again.history[-1].best_ever == champion.fitness
@@ -499,8 +513,14 @@ class Notes(Silent):
 @pytest.mark.parallel(2, 4)
 def test_other_ranks_per_group_go_on_with_a_notice(tmp_path: Path) -> None:
     folder = Path(WORLD.bcast(str(tmp_path)))
+    stop = StopAfter(1)
     first = esgd_hpc.run(
-        recipe(generations=3), WORLD, task=Blobs(), output=folder, should_stop=lambda: True
+        recipe(generations=3),
+        WORLD,
+        task=Blobs(),
+        output=folder,
+        progress=stop,
+        should_stop=stop.asked,
     )
     assert first.population.generation == 1
     pairs = recipe(generations=3, topology={"ranks_per_group": 2, "gradient_averaging": "mpi"})

@@ -90,6 +90,8 @@ COMMAND_LINES = [
     command("unknown command", "trian digits", "'trian'", "'run'"),
     command("missing recipe", "run", "RECIPE", "esgd run --help"),
     command("unknown option", "run tiny.toml --ouput x", "--ouput"),
+    command("check of no recipe", "check digit", "did you mean digits?"),
+    command("check of a key alone", "check --set seed=2", "--set seed=2", "RECIPE"),
     command("too many recipes", "run tiny.toml other.toml", "other.toml"),
     command("unknown resume", "run tiny.toml --resume maybe", "--resume", "'maybe'", "require"),
     command("unknown log level", "run tiny.toml --log-level loud", "--log-level", "'loud'"),

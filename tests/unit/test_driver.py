@@ -17,6 +17,7 @@ from esgd_hpc.history import GenerationRow, History, generation_row
 from esgd_hpc.layout import Layout
 from esgd_hpc.population import Draw, Individual, Origin, Population
 from esgd_hpc.recipe_file import recipe_from
+from esgd_hpc.underway import Underway
 
 INF = math.inf
 
@@ -186,17 +187,25 @@ class Loop:
         self.history = History()
         self.population = population(individuals(1.0, 2.0, 3.0, 4.0), 0)
         self.stop_in_generation = self.save_in_generation = 0
+        self.interrupt_sgd_in = self.interrupt_evolution_in = 0
 
-        def sgd(members: Population, k: int, *_: object) -> None:
-            self.events.append(f"sgd {k}")
+        def sgd(members: Population, underway: Underway, *_: object) -> bool:
+            self.events.append(f"sgd {underway.generation}")
+            if self.interrupt_sgd_in == underway.generation:
+                return False
             draw = Draw(optimizer="sgd", learning_rate=0.1)
             members.individuals = [
                 msgspec.structs.replace(i, draw=draw) for i in members.individuals
             ]
+            underway.trained = list(members.individuals)
+            return True
 
-        def evolution(members: Population, k: int, v: int, *_: object) -> list[Individual]:
-            self.events.append(f"evolution {k}.{v}")
-            return []
+        def evolution(members: Population, underway: Underway, *_: object) -> bool:
+            self.events.append(f"evolution {underway.generation}.{underway.steps + 1}")
+            if self.interrupt_evolution_in == underway.generation:
+                return False
+            underway.steps += 1
+            return True
 
         monkeypatch.setattr(driver, "sgd_step", sgd)
         monkeypatch.setattr(driver, "evolution_step", evolution)
@@ -209,15 +218,27 @@ class Loop:
             anchor=None,
             saving=cast(Any, self),
             report=lambda members, rows: self.events.append(f"report {members.generation}"),
-            should_stop=lambda: self.population.generation == self.stop_in_generation,
+            interruption=cast(Any, self),
             should_save=lambda: self.population.generation == self.save_in_generation,
         )
 
     def save(self, members: Population, history: History, *, must: bool, asked: bool) -> None:
         self.events.append(f"save {history.rows[-1].generation}{' must' * must}{' asked' * asked}")
 
-    def run(self) -> bool:
-        return evolve(self.population, self.history, self.setting)
+    def save_underway(self, members: Population, history: History, underway: Underway) -> None:
+        self.events.append(f"save {underway.generation} underway")
+
+    def longest_seconds(self) -> float:
+        return 0.0
+
+    def keep_free(self, seconds: float) -> None:
+        assert seconds == 0.0
+
+    def requested(self) -> bool:
+        return self.population.generation == self.stop_in_generation
+
+    def run(self, underway: Underway | None = None) -> Underway | None:
+        return evolve(self.population, self.history, self.setting, underway)
 
 
 MakeLoop = Callable[..., Loop]
@@ -237,7 +258,7 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
     loop: MakeLoop,
 ) -> None:
     one = loop(generations=2, evolution={"steps": 2})
-    assert one.run()
+    assert one.run() is None
     assert one.events == [
         *("sgd 1", "evolution 1.1", "evolution 1.2", "save 1", "report 1"),
         *("sgd 2", "evolution 2.1", "evolution 2.2", "save 2 must", "report 2"),
@@ -252,53 +273,74 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
 @pytest.mark.parametrize("method", ["sgd-only", "population", "single"])
 def test_the_baselines_have_no_evolution_step(loop: MakeLoop, method: str) -> None:
     one = loop(method=method, generations=2, single={"learning_rate": 0.1})
-    assert one.run()
+    assert one.run() is None
     assert not any(event.startswith("evolution") for event in one.events)
     assert all("evolution" not in row.seconds for row in one.history.rows)
 
 
 def test_fine_tuning_is_one_more_generation_without_evolution(loop: MakeLoop) -> None:
     one = loop(generations=1, fine_tuning={"epochs": 3})
-    assert one.run()
+    assert one.run() is None
     assert one.events[3:] == ["report 1", "sgd 2", "save 2 must", "report 2"]
 
 
 def test_a_rank_that_is_asked_to_stop_ends_the_run_at_a_checkpoint(loop: MakeLoop) -> None:
     one = loop(generations=5)
     one.stop_in_generation = 2
-    assert not one.run()
+    assert one.run() is not None
     assert one.events[-2:] == ["save 2 must", "report 2"]
     one.stop_in_generation = 0
-    assert one.run(), "and it goes on from there"
+    assert one.run() is None, "and it goes on from there"
     assert [row.generation for row in one.history.rows] == [1, 2, 3, 4, 5]
 
 
 def test_any_other_rank_can_be_the_one_that_is_asked_to_stop(loop: MakeLoop) -> None:
     one = loop(others=[(False, False), (True, False)], generations=5)
-    assert not one.run()
+    assert one.run() is not None
     assert one.population.generation == 1
 
 
 def test_any_rank_can_be_the_one_that_is_asked_to_save(loop: MakeLoop) -> None:
     one = loop(generations=3)
     one.save_in_generation = 2
-    assert one.run()
+    assert one.run() is None
     assert [e for e in one.events if "save" in e] == ["save 1", "save 2 asked", "save 3 must"]
     one = loop(others=[(False, True)], generations=2)
-    assert one.run()
+    assert one.run() is None
     assert "save 1 asked" in one.events
+
+
+def test_a_generation_that_is_interrupted_is_saved_and_gone_on_with(loop: MakeLoop) -> None:
+    one = loop(generations=3, evolution={"steps": 2})
+    one.interrupt_sgd_in = 2
+    made = one.run()
+    assert made is not None
+    assert made.generation == 2
+    assert one.events[5:] == ["sgd 2", "save 2 underway"]
+    assert one.population.generation == 1
+    assert [row.generation for row in one.history.rows] == [1]
+    one.interrupt_sgd_in, one.interrupt_evolution_in = 0, 2
+    made = one.run(made)
+    assert made is not None
+    assert made.told(one.setting.recipe) == (
+        "4 of 4 individuals trained, 0 of 2 evolution steps done, 0 of 64 children scored"
+    )
+    one.interrupt_evolution_in = 0
+    assert one.run(made) is None
+    assert one.events[-7:-5] == ["save 2", "report 2"]
+    assert [row.generation for row in one.history.rows] == [1, 2, 3]
 
 
 def test_a_request_to_stop_in_the_last_generation_changes_nothing(loop: MakeLoop) -> None:
     one = loop(generations=2)
     one.stop_in_generation = 2
-    assert one.run()
+    assert one.run() is None
 
 
 def test_a_finished_population_is_left_alone(loop: MakeLoop) -> None:
     one = loop(generations=2)
     one.population.generation = 2
-    assert one.run()
+    assert one.run() is None
     assert one.events == []
 
 
@@ -308,12 +350,13 @@ def test_the_loop_ends_where_theorem_1_does_not_hold(
     one = loop(generations=5)
     sgd_step = cast(Any, driver).sgd_step
 
-    def worse(members: Population, k: int, *_: object) -> None:
-        sgd_step(members, k, *cast(Any, [None] * 4))
-        if k == 3:
+    def worse(members: Population, underway: Underway, *rest: object) -> bool:
+        sgd_step(members, underway, *rest)
+        if underway.generation == 3:
             members.individuals = [
                 msgspec.structs.replace(i, fitness=i.fitness + 1.0) for i in members.individuals
             ]
+        return True
 
     monkeypatch.setattr(driver, "sgd_step", worse)
     with pytest.raises(RunError, match="Theorem 1 is violated in generation 3"):
@@ -328,18 +371,21 @@ def test_the_share_of_offspring_in_the_elite_is_that_of_this_generation(
     one = loop(generations=3)
     origin: Origin = "offspring"
 
-    def give_birth(members: Population, k: int, *_: object) -> list[Individual]:
+    def give_birth(members: Population, underway: Underway, *_: object) -> bool:
+        underway.steps, k = 1, underway.generation
         if k == 3:
-            return []
+            return True
         children = [
             Individual(uid=10 * k + n, fitness=0.5 / k + n, origin=origin, born=k, parents=(0, 1))
             for n in range(2)
         ]
         members.individuals = [*members.individuals[:3], children[0]]
-        return children
+        underway.offspring += children
+        underway.selected += [i.uid for i in members.individuals]
+        return True
 
     monkeypatch.setattr(driver, "evolution_step", give_birth)
-    assert one.run()
+    assert one.run() is None
     assert [row.elite_offspring_fraction for row in one.history.rows] == [0.5, 0.5, 0.0]
     # And each of them is remembered: what was selected with its birth, the others by their fitness.
     assert [b.uid for b in one.history.births] == [0, 1, 2, 10, 20]

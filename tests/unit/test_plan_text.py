@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import sklearn.datasets  # noqa: F401 (it sets environment variables once)
 from mpi4py import MPI
 
 from esgd_hpc.api import plan

@@ -48,9 +48,12 @@ def run(output: Path, log: Path, generations: range) -> Logged:
     recipe = esgd_hpc.load_recipe("digits", OVERRIDES)
     with closing(TensorBoardLog(log)) as board:
         logged = Logged(board)
-        stops = iter(k + 1 == generations.stop for k in generations if k > 0)
         esgd_hpc.run(
-            recipe, MPI.COMM_SELF, output=output, progress=logged, should_stop=stops.__next__
+            recipe,
+            MPI.COMM_SELF,
+            output=output,
+            progress=logged,
+            should_stop=lambda: len(logged.rows) == generations.stop,
         )
     return logged
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from esgd_hpc import pulse
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.crc32 import joined
 from esgd_hpc.errors import RunError
@@ -51,6 +52,7 @@ class CheckedFile:
             piece = data[start : start + _PIECE]
             part = _Part(offset + start, len(piece), zlib.crc32(piece))
             self._put(part.offset, piece)
+            pulse.progress()
             self._window.append(part)
             self._window_bytes += part.size
             if self._window_bytes >= _WINDOW:
@@ -117,6 +119,7 @@ class CheckedFile:
             if not read:
                 raise RunError(f"{self._path}: the disk returns less than was written to it")
             crc = zlib.crc32(self._buffer[:read], crc)
+            pulse.progress()
             offset += read
         return crc
 

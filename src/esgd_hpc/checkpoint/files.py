@@ -8,6 +8,8 @@
         COMMIT.json            sizes and CRC-32 of the others, written last
       gen_000013.tmp/        being written, or being deleted, or left by a killed job: ignored
       gen_000012.old/        what gen_000012 was before it was written again; deleted at once
+      interrupted/           generation 12 or a later one, with what was done of the next when the
+                             run was stopped; goes with the next checkpoint
       latest -> gen_000012   for people; no program decides by it
       history.h5             history of the newest checkpoint, for viewers
 
@@ -25,6 +27,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from esgd_hpc import pulse
 from esgd_hpc.errors import InputError, RunError
 
 FORMAT_VERSION = 2
@@ -37,12 +40,13 @@ POPULATION = "population.h5"
 CHAMPION = "champion.h5"
 HISTORY = "history.h5"
 LATEST = "latest"
+INTERRUPTED = "interrupted"
 
 TEMPORARY_SUFFIX = ".tmp"
 REPLACED_SUFFIX = ".old"
 
 _GENERATION = re.compile(r"gen_([0-9]{6,})(\.old)?")
-_TEMPORARY_GENERATION = re.compile(r"gen_[0-9]{6,}(\.old)?\.tmp")
+_TEMPORARY_GENERATION = re.compile(r"(gen_[0-9]{6,}|interrupted)(\.old)?\.tmp")
 _LISTED = re.compile(r"population\.h5|champion\.h5|leader_[0-9]{5,}\.h5")
 _SEAL = re.compile(r"leader_[0-9]{5,}\.h5\.sum(\.tmp)?")
 _MAX_COMMIT_BYTES = 2**26
@@ -87,6 +91,12 @@ def generations(folder: Path) -> list[Generation]:
         if match:
             found.append(Generation(int(match[1]), path))
     return sorted(found, key=lambda g: (-g.number, g.path.name))
+
+
+def interrupted(folder: Path) -> list[Path]:
+    """Return the folders of a run's interrupted generation, the newer one first."""
+    names = (INTERRUPTED, INTERRUPTED + REPLACED_SUFFIX)
+    return [path for name in names for path in _folders(folder) if path.name == name]
 
 
 def temporary_generations(folder: Path) -> list[Path]:
@@ -204,6 +214,7 @@ def file_sum(path: Path) -> FileSum:
     crc = size = 0
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
+            pulse.progress()
             crc = zlib.crc32(piece, crc)
             size += len(piece)
     return FileSum(size, crc)

@@ -7,6 +7,8 @@
     champion                                   record of the fittest state ever seen, JSON, where
                                                the population lost it; weights in champion.h5
     layout, recipe                             JSON
+    underway                                   what is done of the next generation, where that was
+                                               interrupted: msgpack
     history/                                   as in history.h5
     plots/                                     what silx and h5web draw, see `nexus`
     provenance                                 attributes: versions, hosts, command line
@@ -33,6 +35,7 @@ from esgd_hpc.errors import InputError
 from esgd_hpc.history import OPTIMIZERS, History, optimizer_of
 from esgd_hpc.layout import Entry, Layout
 from esgd_hpc.population import ORIGINS, Individual, fittest
+from esgd_hpc.underway import Underway
 
 _BUFFER_TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -64,6 +67,9 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     champion: Individual | None = None
     """The fittest state ever seen, where it is no longer in the population."""
+    underway: Underway | None = None
+    """What is done of the next generation, where that was interrupted; the records and weights are
+    then the newest."""
     ranks: int
     """World size of the run that wrote it."""
     ranks_per_group: int
@@ -92,6 +98,9 @@ def write_population_file(path: Path, contents: Contents) -> None:
         if contents.champion is not None:
             text = json.dumps(msgspec.to_builtins(contents.champion))
             hdf5.write_text(file, "champion", text)
+        if contents.underway is not None:
+            packed = np.frombuffer(msgspec.msgpack.encode(contents.underway), dtype=np.uint8)
+            file.create_dataset("underway", data=packed)
         run = nexus.run_name(contents.recipe)
         write_history(file.create_group("history"), contents.history, run)
         what = f"Population of generation {contents.generation}"
@@ -195,6 +204,7 @@ def read_population_file(path: Path) -> Contents:
                 hdf5.read_group(file, "history"), hdf5.read_number(file, "format")
             ),
             champion=msgspec.convert(json.loads(champion), Individual) if champion else None,
+            underway=_read_underway(file) if "underway" in file else None,
             ranks=hdf5.read_number(file, "ranks"),
             ranks_per_group=hdf5.read_number(file, "ranks_per_group"),
             groups=hdf5.read_number(file, "groups"),
@@ -202,6 +212,11 @@ def read_population_file(path: Path) -> Contents:
         )
     _check(path, contents, uids)
     return contents
+
+
+def _read_underway(file: h5py.File) -> Underway:
+    packed = hdf5.read_array(file, "underway", "u1").tobytes()
+    return msgspec.msgpack.decode(packed, type=Underway)
 
 
 def _individual(text: str, fitness: float) -> Individual:
@@ -227,6 +242,13 @@ def _check(path: Path, contents: Contents, uids: list[int]) -> None:
     champion = [contents.champion] if contents.champion else []
     for individual in (*contents.individuals, *champion):
         _check_individual(path, individual, contents.next_uid)
+    made = contents.underway
+    if made and (
+        made.generation != contents.generation + 1
+        or [i.uid for i in made.before] != sorted({i.uid for i in made.before})
+        or not {i.uid for i in made.trained} <= {i.uid for i in made.before}
+    ):
+        raise InputError(f"{path}: underway: generation {made.generation} does not fit")
     for birth in contents.history.births:
         if any(not 0 <= parent < birth.uid for parent in birth.parents):
             raise InputError(f"{path}: history: a parent of individual {birth.uid} is not older")

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from esgd_hpc import pulse
 from esgd_hpc.checkpoint import files, hdf5
 from esgd_hpc.checkpoint.checked_file import writing_checked
 from esgd_hpc.errors import InputError, RunError
@@ -112,6 +113,7 @@ class WeightsFile:
         """Yield one row in pieces of at most a chunk."""
         size = self._weights.shape[1]
         for start in range(0, size, CHUNK_PLACES):
+            pulse.progress()
             yield self._weights[row, start : min(start + CHUNK_PLACES, size)]
 
     def row_crc(self, row: int) -> int:

@@ -6,6 +6,8 @@
     rank 0    in a thread: once all seals are there, writes population.h5 and COMMIT.json, renames
               the folder to gen_N, moves `latest`, deletes what is older than the newest few
 
+A generation that is interrupted goes the same way into a folder of its own, see `files`.
+
 Threads touch files only; all communication is in the methods, which every rank calls. What a thread
 meets is told by `settle` or `finish`, as one error on every rank. No vector is copied: a checkpoint
 holds those of its generation until they are written, so a leader has at most its own individuals
@@ -16,6 +18,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -35,6 +38,7 @@ from esgd_hpc.layout import Layout
 from esgd_hpc.parallel.agreement import on_root, together
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Population, Weights
+from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class CheckpointWriter:
         self._folder, self._layout, self._recipe = folder, layout, recipe
         self._topology, self._provenance = topology, provenance
         self._verified = set() if begun_at is None else {begun_at}
+        self._longest = 0.0
         self._job: _Job | None = None
 
     def newest(self) -> str:
@@ -72,12 +77,25 @@ class CheckpointWriter:
             return "no checkpoint is complete"
         return f"the newest complete checkpoint is generation {max(self._verified)}"
 
-    def start(self, population: Population, history: History) -> None:
+    def has(self, generation: int) -> bool:
+        """Whether this process knows a generation to be on disk. Collective."""
+        found: bool = self._topology.world.bcast(generation in self._verified)
+        return found
+
+    def longest_seconds(self) -> float:
+        """Return the longest time from the start of a checkpoint to its end. Collective."""
+        longest: float = self._topology.world.bcast(self._longest)
+        return longest
+
+    def start(
+        self, population: Population, history: History, underway: Underway | None = None
+    ) -> None:
         """Begin to write one generation, and to delete those beyond the newest few.
 
-        Returns before it is written unless `checkpoint.background` is off; the one before must be
-        finished. Raises RunError where the disk or the folder refuses; earlier checkpoints are then
-        as they were.
+        Where another generation is `underway`, it is written with what is done of that, into a
+        folder of its own, and nothing is deleted. Returns before it is written unless
+        `checkpoint.background` is off; the one before must be finished. Raises RunError where the
+        disk or the folder refuses; earlier checkpoints are then as they were.
         """
         assert self._job is None
         topology = self._topology
@@ -90,12 +108,14 @@ class CheckpointWriter:
             recipe=recipe_data(self._recipe),
             history=history.copy(),
             champion=population.champion,
+            underway=underway,
             ranks=topology.world.size,
             ranks_per_group=topology.ranks_per_group,
             groups=topology.num_groups,
             provenance=dict(self._provenance),
         )
-        final = self._folder / files.generation_name(population.generation)
+        name = files.INTERRUPTED if underway else files.generation_name(population.generation)
+        final = self._folder / name
         working = final.with_name(final.name + files.TEMPORARY_SUFFIX)
         doing = f"writing checkpoint {final}"
         on_root(topology.world, doing, lambda: _begin(self._folder, working))
@@ -125,6 +145,7 @@ class CheckpointWriter:
         except EsgdError:
             on_root(world, doing, job.abandon)
             raise
+        self._longest = max(self._longest, job.seconds)
 
 
 # One checkpoint -----------------------------------------------------------------------------------
@@ -144,6 +165,9 @@ class _Job:
         verified: set[int],
     ) -> None:
         self.final = final
+        self.seconds = 0.0
+        """From the start to the end, on rank 0, once it is published."""
+        self._began = time.monotonic()
         self._working, self._contents = working, contents
         self._keep, self._verified = keep, verified
         self._sums: Sums = {}
@@ -223,6 +247,10 @@ class _Job:
             _publish(self._working, self.final)
         except OSError as error:
             raise files.cannot_write(self.final, error) from None
+        self.seconds = time.monotonic() - self._began
+        if self._contents.underway:
+            _remove(self.final.with_name(self.final.name + files.REPLACED_SUFFIX))
+            return
         self._verified.add(self._contents.generation)
         tidy(self.final, self._contents, self._keep, self._verified)
 
@@ -346,7 +374,8 @@ def tidy(final: Path, contents: Contents, keep: int, verified: Container[int]) -
         write_history_file(folder / files.HISTORY, contents.history, recipe, contents.provenance)
     except (EsgdError, OSError) as error:
         log.warning("the checkpoint is complete, but: %s", error)
-    _remove(final.with_name(final.name + files.REPLACED_SUFFIX))
+    for path in (final.with_name(final.name + files.REPLACED_SUFFIX), *files.interrupted(folder)):
+        _remove(path)
     found = files.generations(folder)
     for path in files.surplus(found, contents.generation, keep, verified):
         _remove(path)

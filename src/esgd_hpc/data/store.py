@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from esgd_hpc import pulse
 from esgd_hpc.errors import InputError, RunError
 
 FOLDER_VARIABLE = "ESGD_DATA"
@@ -171,6 +172,7 @@ def read_into(stored: Stored, out: Array) -> None:
                 raise InputError(f"{stored.file}: {stored.name} changed while it was read")
             found = 0
             for window in _windows(dataset):
+                pulse.progress()
                 rows = dataset[window]
                 found = zlib.crc32(_bytes_of(rows), found)
                 low, high = max(window.start, start), min(window.stop, stop)

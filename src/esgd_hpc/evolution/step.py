@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from esgd_hpc import rng
+from esgd_hpc import pulse, rng
 from esgd_hpc.config import Recipe
 from esgd_hpc.evolution import operators
 from esgd_hpc.evolution.plan import (
@@ -26,8 +26,10 @@ from esgd_hpc.evolution.plan import (
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
 from esgd_hpc.parallel.exchange import exchange, gather_records
+from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
+from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
 
@@ -53,34 +55,45 @@ class Selected(msgspec.Struct, frozen=True):
 
 def evolution_step(
     population: Population,
-    generation: int,
-    step: int,
+    underway: Underway,
     recipe: Recipe,
     topology: Topology,
     learner: Learner,
     anchor: Anchor | None,
-) -> list[Individual]:
+    interruption: Interruption,
+) -> bool:
     """Replace the population by the m-elite of parents and offspring and a random rest.
 
-    In place and collective over the world. `step` is v, from 1. Returns all children, with their
-    fitness. Raises RunError where no individual can be a parent.
+    In place and collective over the world; it is the next step of the generation that is underway.
+    Children that are scored already are not made again. Returns whether the step is done; if not,
+    the run is to stop. Raises RunError where no individual can be a parent.
     """
     world, groups = topology.world, topology.num_groups
+    generation, step = underway.generation, underway.steps + 1
+    done = {record.uid for record in underway.scored}
     # The anchor has no owner: its weights are at hand on every leader.
     parents = population.individuals + ([anchor.record] if anchor else [])
 
     def plan_children() -> tuple[list[Child], list[Round]]:
         children = draw_children(recipe, parents, population.next_uid, generation, step)
-        makers = assign_makers(children, population.owner, groups)
-        return children, plan_rounds(children, makers, population.owner, groups)
+        left = [child for child in children if child.uid not in done]
+        makers = assign_makers(left, population.owner, groups)
+        return children, plan_rounds(left, makers, population.owner, groups)
 
     children, rounds = on_root(world, "planning the children", plan_children)
     maker = _Maker(population, topology, learner, recipe, anchor)
     scored: list[Individual] = []
     maker.carry_out(
-        rounds, lambda child, weights: scored.append(maker.score(child, weights, generation))
+        rounds,
+        lambda child, weights: scored.append(maker.score(child, weights, generation)),
+        lambda: interruption.should_stop(max((record.seconds for record in scored), default=0.0)),
     )
-    offspring = gather_records(topology, scored if topology.is_leader else [])
+    interruption.meet("scoring children")
+    found = gather_records(topology, scored if topology.is_leader else [])
+    offspring = sorted((*underway.scored, *found), key=lambda record: record.uid)
+    if len(offspring) < len(children):
+        underway.scored = offspring
+        return False
     # One untrained copy of the anchor among the individuals is enough.
     if anchor and all(i.origin != "anchor" for i in population.individuals):
         uid, parent = population.next_uid + recipe.population.offspring, anchor.record.uid
@@ -128,7 +141,11 @@ def evolution_step(
     population.owner = selected.owner
     population.next_uid += recipe.population.offspring + 1  # one for the copy of an anchor
     population.dismiss_champion()
-    return offspring
+    underway.steps += 1
+    underway.scored = []
+    underway.offspring += offspring
+    underway.selected += [i.uid for i in population.individuals]
+    return True
 
 
 class _Maker:
@@ -151,11 +168,18 @@ class _Maker:
             self._at_hand[anchor.record.uid] = anchor.weights
         self._borrowed: dict[int, Weights] = {}
 
-    def carry_out(self, rounds: list[Round], use: Callable[[Child, Weights | None], None]) -> None:
+    def carry_out(
+        self,
+        rounds: list[Round],
+        use: Callable[[Child, Weights | None], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Bring the parents of each round and call `use` with each of the group's children.
 
-        Collective over the world; a child's weights are None on ranks that are no leader.
+        Makes no more of them once the group is to stop, but goes on lending parents as the plan
+        says. Collective over the world; a child's weights are None on ranks that are no leader.
         """
+        stopped = False
         size = self._learner.layout.size
         buffer = np.empty(size, dtype=np.float32) if self._topology.is_leader else None
         for making in rounds:
@@ -176,6 +200,9 @@ class _Maker:
             if mine is None:
                 continue
             for child in mine.children:
+                stopped = stopped or should_stop()
+                if stopped:
+                    break
                 if buffer is not None:
                     self._make(child, buffer)
                 use(child, buffer)
@@ -198,6 +225,7 @@ class _Maker:
     def score(self, child: Child, weights: Weights | None, generation: int) -> Individual:
         """Return the record of a child with its fitness. Collective over the group."""
         started = time.perf_counter()
+        pulse.doing(f"scoring child {child.uid}, generation {generation}")
         fitness, metrics, failure = float("inf"), {}, ""
         self._learner.load(weights)
         try:

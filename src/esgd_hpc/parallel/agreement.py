@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from mpi4py import MPI
 
+from esgd_hpc import pulse
 from esgd_hpc.errors import EsgdError, RunError
 
 log = logging.getLogger(__name__)
@@ -23,13 +24,15 @@ def together(comm: MPI.Comm, doing: str, action: Callable[[], T]) -> T:
     """
     result: T | None = None
     failure: EsgdError | None = None
+    pulse.doing(doing)
     try:
         result = action()
     except EsgdError as error:
         failure = error
     except Exception as error:
         failure = _told(error, doing, comm.rank)
-    failures = [f for f in comm.allgather(failure) if f is not None]
+    with pulse.waiting(f"{doing}, done, and the others are not"):
+        failures = [f for f in comm.allgather(failure) if f is not None]
     if failures:
         raise failures[0]
     return result  # type: ignore[return-value]
@@ -43,13 +46,15 @@ def on_root(comm: MPI.Comm, doing: str, action: Callable[[], T]) -> T:
     result: T | None = None
     failure: EsgdError | None = None
     if comm.rank == 0:
+        pulse.doing(doing)
         try:
             result = action()
         except EsgdError as error:
             failure = error
         except Exception as error:
             failure = _told(error, doing, 0)
-    result, failure = comm.bcast((result, failure))
+    with pulse.waiting(f"{doing}, which is up to another rank"):
+        result, failure = comm.bcast((result, failure))
     if failure is not None:
         raise failure
     return result
@@ -81,7 +86,8 @@ def closed_together(thing: C) -> Iterator[C]:
 
 def first_told(comm: MPI.Comm, text: str) -> str:
     """Return the text of the first rank that has one, on every rank. Collective over `comm`."""
-    return next((told for told in comm.allgather(text) if told), "")
+    with pulse.waiting("hearing what others tell"):
+        return next((told for told in comm.allgather(text) if told), "")
 
 
 def _told(error: Exception, doing: str, rank: int) -> RunError:

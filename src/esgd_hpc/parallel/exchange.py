@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 import numpy as np
 from mpi4py import MPI
 
+from esgd_hpc import pulse
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Transfer, Weights
 
@@ -34,23 +35,26 @@ def exchange(
             arrived[transfer.uid] = np.empty(size, dtype=np.float32)
             for piece in _pieces(arrived[transfer.uid]):
                 requests.append(peers.Irecv(piece, transfer.source))
-    MPI.Request.Waitall(requests)
+    with pulse.waiting("exchanging weights with other groups"):
+        MPI.Request.Waitall(requests)
 
 
 def send_to_all(comm: MPI.Comm, vector: Weights | None, source: int, size: int) -> Weights:
     """Return the vector of rank `source` on every rank of `comm`. Collective over `comm`."""
     if vector is None:
         vector = np.empty(size, dtype=np.float32)
-    for piece in _pieces(vector):
-        comm.Bcast(piece, root=source)
+    with pulse.waiting("sending weights to all"):
+        for piece in _pieces(vector):
+            comm.Bcast(piece, root=source)
     return vector
 
 
 def gather_records(topology: Topology, mine: list[Individual]) -> list[Individual]:
     """Return the records of all ranks in uid order, on every rank. Collective over the world."""
-    parts = topology.world.gather(mine)
-    merged = sorted((r for part in parts or [] for r in part), key=lambda r: r.uid)
-    result: list[Individual] = topology.world.bcast(merged)
+    with pulse.waiting("gathering the records of all groups"):
+        parts = topology.world.gather(mine)
+        merged = sorted((r for part in parts or [] for r in part), key=lambda r: r.uid)
+        result: list[Individual] = topology.world.bcast(merged)
     return result
 
 

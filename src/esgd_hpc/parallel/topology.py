@@ -5,6 +5,7 @@
     peers   the ranks that hold the same place in their groups; for leaders: all leaders.
             Weights travel over it. Every rank has one, so that none holds a missing communicator.
     node    the ranks that share memory: they read data once
+    control all ranks again: news that one of them was asked to stop, see `interruption`
 
 Groups are consecutive ranks, so that on usual placements a group shares a node.
 """
@@ -30,6 +31,7 @@ class Topology:
         self.group_number, place = divmod(world.rank, ranks_per_group)
         self.group = world.Split(self.group_number, place)
         self.peers = world.Split(place, self.group_number)
+        self.control = world.Dup()
         self.node = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
 
     @property
@@ -45,6 +47,7 @@ class Topology:
     def close(self) -> None:
         """Free the communicators. Collective over `world`."""
         self.node.Free()
+        self.control.Free()
         self.peers.Free()
         self.group.Free()
 

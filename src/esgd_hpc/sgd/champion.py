@@ -42,19 +42,29 @@ def keep_champion(population: Population, lost: Lost, topology: Topology, size: 
 
     Its weights, of shape [size], go to rank 0. Collective over the world.
     """
+    make_champion(population, lost, topology, size, population.best().fitness)
+
+
+def make_champion(
+    population: Population, lost: Lost, topology: Topology, size: int, bound: float
+) -> bool:
+    """Make the fittest state that a group lost the champion, and say so, if it is below `bound`.
+
+    Collective over the world.
+    """
     offers = topology.world.allgather(lost.record if topology.is_leader else None)
     found = [(_rank(record), rank, record) for rank, record in enumerate(offers) if record]
-    best = population.best().fitness
-    if not found or min(entry[0] for entry in found)[0] >= best:
-        return
+    if not found or min(entry[0] for entry in found)[0] >= bound:
+        return False
     _, rank, population.champion = min(found, key=lambda entry: entry[:2])
     uid, source = population.champion.uid, rank // topology.ranks_per_group
     if not topology.is_leader:
-        return
+        return True
     arrived = {uid: lost.weights} if source == 0 and lost.weights is not None else {}
     transfers = [Transfer(uid, source, 0)] if source else []
     exchange(topology.peers, transfers, lambda _: _present(lost), arrived, size)
     population.champion_weights = arrived.get(uid) if topology.world.rank == 0 else None
+    return True
 
 
 def _present(lost: Lost) -> Weights:

@@ -11,48 +11,104 @@ from collections.abc import Mapping
 
 import msgspec
 
-from esgd_hpc import rng
+from esgd_hpc import pulse, rng
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.fitness import told
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told
 from esgd_hpc.parallel.exchange import gather_records
+from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Weights
-from esgd_hpc.sgd.champion import Lost, keep_champion
+from esgd_hpc.sgd.champion import Lost, keep_champion, make_champion
 from esgd_hpc.sgd.optimizers import draw_optimizer, milestone_scale
+from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
 
 
 def sgd_step(
     population: Population,
-    generation: int,
+    underway: Underway,
     recipe: Recipe,
     hyperparameters: Mapping[str, Drawn],
     topology: Topology,
     learner: Learner,
-) -> None:
+    interruption: Interruption,
+) -> bool:
     """Train every individual of the population for one generation, in place.
 
+    Who is trained already is left alone. Returns whether all are; if not, the run is to stop.
     Collective over the world. Raises RunError where every individual failed.
     """
-    trained, lost = [], Lost(population.best().fitness)
-    for individual in population.owned_by(topology.group_number):
-        weights = population.weights.get(individual.uid)
-        record, weights = train_individual(
-            individual, weights, generation, recipe, hyperparameters, topology, learner, lost
+    if underway.is_trained:
+        return True
+    generation = underway.generation
+    done = {record.uid for record in underway.trained}
+    lost = _lost_so_far(population, underway, topology)
+    own = population.owned_by(topology.group_number)
+    owner = population.owner
+    trained = [r for r in underway.trained if owner[r.uid] == topology.group_number]
+    longest = max((i.seconds for i in own if i.origin == "sgd"), default=0.0)
+    for individual in own:
+        if individual.uid in done:
+            continue
+        if interruption.should_stop(longest):
+            break
+        found = train_individual(
+            individual,
+            population.weights.get(individual.uid),
+            generation,
+            recipe,
+            hyperparameters,
+            topology,
+            learner,
+            lost,
+            interruption,
         )
-        if topology.is_leader:
-            trained.append(record)
-            if weights is not None:
-                population.weights[individual.uid] = weights
-    population.individuals = gather_records(topology, trained)
+        if found is None:
+            break
+        record, weights = found
+        trained.append(record)
+        longest = max(longest, record.seconds)
+        if weights is not None:
+            population.weights[individual.uid] = weights
+    interruption.meet("the SGD step")
+    underway.trained = gather_records(topology, trained if topology.is_leader else [])
+    if not underway.is_trained:
+        _keep_what_is_done(population, underway, lost, topology, learner.layout.size)
+        return False
+    population.individuals = list(underway.trained)
     refuse_if_all_failed(population.individuals, f"the SGD step of generation {generation}")
     population.dismiss_champion()
     if recipe.sgd.backoff_probability < 1.0:
         keep_champion(population, lost, topology, learner.layout.size)
+    underway.champion_is_lost = False
+    return True
+
+
+def _lost_so_far(population: Population, underway: Underway, topology: Topology) -> Lost:
+    """Return what this group left for worse before the step was interrupted, if it was."""
+    if not underway.champion_is_lost:
+        return Lost(population.best().fitness)
+    record, weights = population.champion, population.champion_weights
+    population.champion = population.champion_weights = None
+    lost = Lost(population.best().fitness)
+    if topology.group_number == 0:  # whichever group it was that lost it
+        lost.record, lost.weights = record, weights
+    return lost
+
+
+def _keep_what_is_done(
+    population: Population, underway: Underway, lost: Lost, topology: Topology, size: int
+) -> None:
+    """Let the records tell of the weights as they are, now that the step is interrupted."""
+    champion = population.champion
+    bound = champion.fitness if champion else math.inf
+    underway.champion_is_lost = make_champion(population, lost, topology, size, bound)
+    trained = {record.uid: record for record in underway.trained}
+    population.individuals = [trained.get(i.uid, i) for i in underway.before]
 
 
 def train_individual(
@@ -64,12 +120,14 @@ def train_individual(
     topology: Topology,
     learner: Learner,
     lost: Lost,
-) -> tuple[Individual, Weights | None]:
+    interruption: Interruption,
+) -> tuple[Individual, Weights | None] | None:
     """Train one individual: K_s epochs, each undone if it made the fitness worse.
 
-    Returns its new record and, on the leader, its new weights if they changed. An epoch that failed
-    (exception, NaN) is always undone; an exception ends the step. A state that is left for a worse
-    one is offered to `lost`. Collective over the group.
+    Returns its new record and, on the leader, its new weights if they changed; None if the run is
+    to stop before the last epoch. An epoch that failed (exception, NaN) is always undone; an
+    exception ends the step. A state that is left for a worse one is offered to `lost`. Collective
+    over the group.
     """
     started = time.perf_counter()
     uid, seed = individual.uid, recipe.seed
@@ -98,6 +156,11 @@ def train_individual(
     optimizer = learner.optimizer(draw)
     unprepared, epoch = "", 0
     for epoch in range(1, num_epochs + 1):
+        if epoch > 1:
+            each = (time.perf_counter() - started) / (epoch - 1)
+            if interruption.should_stop(each * (num_epochs - epoch + 1)):
+                return None
+        pulse.doing(f"training individual {uid}, generation {generation}, epoch {epoch}")
         rate = draw.learning_rate * scale * milestone_scale(recipe, generation, epoch)
         try:
             learner.snapshot(optimizer if epoch < num_epochs else None)

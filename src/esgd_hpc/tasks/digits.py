@@ -1,5 +1,8 @@
 """What the first run trains on: the 1,797 handwritten digits that scikit-learn ships."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -42,15 +45,22 @@ def digits(*, hidden: int = 64, validation_fraction: float = 0.2) -> DigitsTask:
 
 
 def _load() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs float32 [1797, 64] in [0, 1] and class numbers int64 [1797]."""
+    """Return inputs float32 [1797, 64] in [0, 1] and class numbers int64 [1797].
+
+    Reads scikit-learn's file itself, for importing scikit-learn takes a second.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise InputError('task = "digits" needs scikit-learn; install it: pip install scikit-learn')
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
+        table = np.loadtxt(path, delimiter=",")
+    except OSError as error:
         raise InputError(
-            f'task = "digits" needs scikit-learn ({error}); install it: pip install scikit-learn'
+            f'task = "digits" needs a file of scikit-learn that cannot be read ({error}); install'
+            " it again: pip install --force-reinstall scikit-learn"
         ) from None
-    pixels, classes = load_digits(return_X_y=True)
     return (
-        torch.from_numpy((pixels / 16.0).astype(np.float32)),
-        torch.from_numpy(classes.astype(np.int64)),
+        torch.from_numpy((table[:, :-1] / 16.0).astype(np.float32)),
+        torch.from_numpy(table[:, -1].astype(np.int64)),
     )

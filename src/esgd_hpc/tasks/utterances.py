@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from esgd_hpc import pulse
 from esgd_hpc.data.store import Store
 from esgd_hpc.errors import InputError
 from esgd_hpc.tasks.base import Data, Task
@@ -111,6 +112,7 @@ class SpeechTask(Task):
         references = np.split(phones, ends[:-1])
         edits = 0.0
         for group in _groups(self.utterances(split), _VALUES_AT_ONCE // self.sizes.states):
+            pulse.progress()
             likelihoods = [
                 self.log_likelihoods(model, split, first, end) for _, first, end in group
             ]

@@ -1,0 +1,51 @@
+"""What of a generation is done: enough to interrupt it, save it, and go on with it later."""
+
+import msgspec
+
+from esgd_hpc.config import Recipe
+from esgd_hpc.population import Individual
+
+
+class Underway(msgspec.Struct, kw_only=True):
+    """The generation that is being made; the same on every rank.
+
+    Beside it the population has the newest weights: those after the SGD step of whoever has been
+    trained, and all of them after the last evolution step that is done.
+    """
+
+    generation: int
+    before: list[Individual]
+    """The population that the generation began with, in uid order."""
+    trained: list[Individual] = []
+    """Records after the SGD step, in uid order; of the whole population once that is done."""
+    champion_is_lost: bool = False
+    """Whether the population's champion is a state that this SGD step, not done yet, has left."""
+    steps: int = 0
+    """Evolution steps that are done."""
+    offspring: list[Individual] = []
+    """Their children."""
+    selected: list[int] = []
+    """uids that survived one of them."""
+    scored: list[Individual] = []
+    """Children of the evolution step that is not done yet, in uid order."""
+    seconds: dict[str, float] = {}
+    """Wall time of rank 0 by phase."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the SGD step is done."""
+        return len(self.trained) == len(self.before)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything is done that would be lost."""
+        return bool(self.trained)
+
+    def told(self, recipe: Recipe) -> str:
+        """Return in words how far the generation has come."""
+        text = f"{len(self.trained)} of {len(self.before)} individuals trained"
+        if self.is_trained and recipe.method == "esgd" and self.generation <= recipe.generations:
+            if recipe.evolution.steps > 1:
+                text += f", {self.steps} of {recipe.evolution.steps} evolution steps done"
+            text += f", {len(self.scored)} of {recipe.population.offspring} children scored"
+        return text
