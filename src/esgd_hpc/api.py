@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import nn
 
+from esgd_hpc import pulse
 from esgd_hpc.attempts import count_attempt
 from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
@@ -285,7 +286,8 @@ def _build(
 
 def _refuse_different(comm: "MPI.Comm", what: str, value: str) -> None:
     """Raise InputError on every rank if the value is not the same on all. Collective."""
-    values = comm.allgather(value)
+    with pulse.waiting("waiting for all ranks to compare notes"):
+        values = comm.allgather(value)
     other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
     if other is not None:
         raise InputError(
@@ -299,7 +301,9 @@ def _refuse_different_data(comm: "MPI.Comm", task: Task) -> None:
 
     Ranks of a node read together, so they must agree on what there is to read.
     """
-    for missing in comm.allgather(missing_data_of(task)):
+    with pulse.waiting("waiting for all ranks to look for data"):
+        found = comm.allgather(missing_data_of(task))
+    for missing in found:
         if missing:
             raise missing_data(missing[0])
     seen = ", ".join(f"{s.name} {s.dtype} {s.shape} from {s.first}" for s in stored_data(task))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from esgd_hpc import pulse
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.diversity import mean_distances, sketch
 from esgd_hpc.errors import RunError
@@ -74,7 +75,8 @@ def evolve(
                 population,
             )
         requests = (setting.interruption.requested(), setting.should_save())
-        asked = topology.world.allgather(requests)
+        with pulse.waiting(f"waiting for all ranks at the end of generation {k}"):
+            asked = topology.world.allgather(requests)
         stop = any(stop for stop, _ in asked) and not last
         with _timed(seconds, "checkpoint"):
             save = any(save for _, save in asked)
@@ -128,7 +130,12 @@ def measure_diversity(
     Collective over the world.
     """
     world = topology.world
-    parts = world.gather({uid: sketch(w, layout) for uid, w in population.weights.items()})
+    sketches = {}
+    for uid, weights in population.weights.items():
+        sketches[uid] = sketch(weights, layout)
+        pulse.progress()
+    with pulse.waiting("waiting for all ranks, measuring diversity"):
+        parts = world.gather(sketches)
     found: dict[str, float] = {}
     if parts is not None:
         sketches = {uid: s for part in parts for uid, s in part.items()}
@@ -137,7 +144,8 @@ def measure_diversity(
             for name in OPTIMIZERS
         }
         found = mean_distances(sketches, by_optimizer)
-    result: dict[str, float] = world.bcast(found)
+    with pulse.waiting("waiting for rank 0, measuring diversity"):
+        result: dict[str, float] = world.bcast(found)
     return result
 
 
@@ -156,7 +164,8 @@ def add_final_scores(population: Population, topology: Topology, learner: Learne
         if topology.group_number == 0:
             learner.load(population.champion_weights)
             champion = _with_metrics(champion, learner.final_scores())
-        population.champion = topology.world.bcast(champion)
+        with pulse.waiting("waiting for the champion's test scores"):
+            population.champion = topology.world.bcast(champion)
 
 
 def _with_metrics(individual: Individual, metrics: Mapping[str, float]) -> Individual:

@@ -52,6 +52,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+_SHORTEST_WATCHDOG = 0.05
+"""Minutes; signs of life come every fifth of a second at most."""
+
+
 def is_number(value: Any) -> bool:
     """Tell whether a value is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -128,6 +132,11 @@ def check_together(recipe: Recipe, source: str) -> None:
     if list(recipe.sgd.milestones) != sorted(set(recipe.sgd.milestones)):
         raise refuse(
             f"sgd.milestones = {list(recipe.sgd.milestones)}: expected epochs in ascending order"
+        )
+    if 0.0 < recipe.run.watchdog < _SHORTEST_WATCHDOG:
+        raise refuse(
+            f"run.watchdog = {recipe.run.watchdog}: expected at least {_SHORTEST_WATCHDOG} minutes,"
+            " or 0 for none"
         )
     if recipe.method == "single":
         if recipe.single.learning_rate <= 0.0:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from esgd_hpc import pulse
 from esgd_hpc.checkpoint.writer import CheckpointWriter
 from esgd_hpc.config import CheckpointSettings
 from esgd_hpc.errors import EsgdError, RunError
@@ -82,7 +83,8 @@ class Saving:
         minutes = (time.monotonic() - self._started) / 60
         if not self._settings.every_minutes:
             return generation % self._settings.every == 0
-        is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
+        with pulse.waiting("waiting for rank 0 to say whether to save"):
+            is_time: bool = self._world.bcast(minutes >= self._settings.every_minutes)
         return is_time
 
     def _must(

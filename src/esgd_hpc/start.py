@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from esgd_hpc import rng
+from esgd_hpc import pulse, rng
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.export import read_state_dict, vector_from
 from esgd_hpc.checkpoint.lock import refuse_file
@@ -95,7 +95,7 @@ def find_start(
     interrupted = _find_interrupted(folder, checkpoint, recipe, notes)
     if interrupted and interrupted.underway:
         path, made = interrupted.path, interrupted.underway
-        state = f"generation {made.generation}, {made.told(recipe)}"
+        state = f"generation {made.generation}, {made.told()}"
         notes.append(f"{path} is verified; going on in {state}")
     else:
         notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
@@ -260,8 +260,11 @@ def initialize(recipe: Recipe, topology: Topology, learner: Learner) -> Populati
         if not topology.is_leader:
             return {}
         make = _weights_maker(recipe, learner)
-        mine = population.owned_by(topology.group_number)
-        return {individual.uid: make(individual) for individual in mine}
+        found = {}
+        for individual in population.owned_by(topology.group_number):
+            found[individual.uid] = make(individual)
+            pulse.progress()
+        return found
 
     population.weights = together(topology.world, "making the initial population", weights)
     _score_all(population, topology, learner)

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from esgd_hpc.config import Recipe
 from esgd_hpc.population import Individual
 
 
@@ -41,11 +40,11 @@ class Underway(msgspec.Struct, kw_only=True):
         """Whether anything is done that would be lost."""
         return bool(self.trained)
 
-    def told(self, recipe: Recipe) -> str:
+    def told(self) -> str:
         """Return in words how far the generation has come."""
         text = f"{len(self.trained)} of {len(self.before)} individuals trained"
-        if self.is_trained and recipe.method == "esgd" and self.generation <= recipe.generations:
-            if recipe.evolution.steps > 1:
-                text += f", {self.steps} of {recipe.evolution.steps} evolution steps done"
-            text += f", {len(self.scored)} of {recipe.population.offspring} children scored"
+        if self.steps:
+            text += f", {self.steps} evolution step{'s' if self.steps > 1 else ''} done"
+        if self.scored:
+            text += f", {len(self.scored)} children scored"
         return text

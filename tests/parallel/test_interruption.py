@@ -15,6 +15,7 @@ from esgd_hpc.api import RunResult
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.checkpoint.verify import verify_checkpoint
+from esgd_hpc.commands.inspect.view import open_view
 from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.underway import Underway
@@ -78,6 +79,8 @@ def check_saved(folder: Path, result: RunResult) -> None:
     (path,) = files.interrupted(folder)
     assert verify_checkpoint(path) == []
     saved = open_checkpoint(path)
+    if saved.generation == open_checkpoint(folder).generation:
+        assert open_view(folder, None).underway == saved.underway
     assert saved.underway is not None
     assert untimed(saved.underway) == untimed(made)
     assert saved.individuals == result.population.individuals

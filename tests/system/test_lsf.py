@@ -235,7 +235,7 @@ def test_a_run_is_warned_stops_and_goes_on(
     """With the real run: SIGUSR1, status 99, started again by -Q, done."""
     monkeypatch.setenv("FOR_REAL", "yes")
     monkeypatch.setenv("WARN_WHEN_THERE_IS", "runs/digits/latest")
-    generations = 12
+    generations = 8
     flags = ["--gpus-per-node", "0", "--ranks-per-node", "2", "--site", "summit"]
     settings = ["--set", f"generations={generations}", "--set", "task_options.hidden=4"]
     words = ["--scheduler", "lsf", "--environment", "", "--time", "00:50:00", *flags, *settings]

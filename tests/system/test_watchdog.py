@@ -1,5 +1,6 @@
 """A rank that stops or never ends is named, and the job ends by itself; slow groups may be slow."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -12,6 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     from conftest import Launch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not importlib.util.find_spec("horovod"), reason="Horovod is not installed"),
+]
 
 SECONDS = 6.0
 GROUPS_OF_TWO = (

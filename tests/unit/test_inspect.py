@@ -61,6 +61,7 @@ def test_json_is_the_object_that_scripts_rely_on(
         "population",
         "history",
         "theorem_1_holds",
+        "underway",
         "changes",
     ]
     assert shown["recipe"] == recipe_data(make_recipe())

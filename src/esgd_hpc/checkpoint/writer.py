@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
+from esgd_hpc import pulse
 from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.history_file import write_history_file
 from esgd_hpc.checkpoint.population_file import Contents, write_population_file
@@ -79,13 +80,16 @@ class CheckpointWriter:
 
     def has(self, generation: int) -> bool:
         """Whether this process knows a generation to be on disk. Collective."""
-        found: bool = self._topology.world.bcast(generation in self._verified)
-        return found
+        return self._told_by_root(generation in self._verified)
 
     def longest_seconds(self) -> float:
         """Return the longest time from the start of a checkpoint to its end. Collective."""
-        longest: float = self._topology.world.bcast(self._longest)
-        return longest
+        return self._told_by_root(self._longest)
+
+    def _told_by_root(self, value: T) -> T:
+        with pulse.waiting("waiting for rank 0 to tell of checkpoints"):
+            told: T = self._topology.world.bcast(value)
+        return told
 
     def start(
         self, population: Population, history: History, underway: Underway | None = None
@@ -128,7 +132,8 @@ class CheckpointWriter:
         """Raise the RunError of a checkpoint that has failed meanwhile; do not wait for others."""
         if self._job is None:
             return
-        states = self._topology.world.allgather(self._job.state())
+        with pulse.waiting("waiting for all ranks to tell of a checkpoint"):
+            states = self._topology.world.allgather(self._job.state())
         if "failed" in states or set(states) == {"done"}:
             self.finish()
 
@@ -140,7 +145,8 @@ class CheckpointWriter:
         world, doing = self._topology.world, f"writing checkpoint {job.final}"
         try:
             own = together(world, doing, job.own_sums)
-            gathered = world.gather(own)
+            with pulse.waiting("waiting for all ranks to write a checkpoint"):
+                gathered = world.gather(own)
             on_root(world, doing, lambda: job.publish(gathered or []))
         except EsgdError:
             on_root(world, doing, job.abandon)

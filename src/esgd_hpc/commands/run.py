@@ -131,7 +131,7 @@ def _run(
     made = result.unfinished
     if made is not None:
         where = (
-            f"in generation {made.generation}, {made.told(recipe)}"
+            f"in generation {made.generation}, {made.told()}"
             if made.has_begun
             else f"at the complete checkpoint of generation {made.generation - 1}"
         )

@@ -41,6 +41,7 @@ def _report(run: Path, say: Say) -> dict[str, Any]:
         raise InputError(f"{run}: no such folder")
     single = files.is_generation_folder(run)
     folders = [run] if single else [generation.path for generation in files.generations(run)]
+    folders += [] if single else files.interrupted(run)
     if not folders:
         raise InputError(f"{run}: no checkpoint in this folder")
     generations: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from typing import cast
 
 from mpi4py import MPI
 
+from esgd_hpc import pulse
 from esgd_hpc.errors import InputError
 
 
@@ -29,10 +30,11 @@ class Topology:
         self.ranks_per_group = ranks_per_group
         self.num_groups = world.size // ranks_per_group
         self.group_number, place = divmod(world.rank, ranks_per_group)
-        self.group = world.Split(self.group_number, place)
-        self.peers = world.Split(place, self.group_number)
-        self.control = world.Dup()
-        self.node = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
+        with pulse.waiting("waiting for all ranks to form groups"):
+            self.group = world.Split(self.group_number, place)
+            self.peers = world.Split(place, self.group_number)
+            self.control = world.Dup()
+            self.node = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
 
     @property
     def is_leader(self) -> bool:

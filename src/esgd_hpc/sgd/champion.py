@@ -7,6 +7,7 @@ found. It is never trained, and never a parent.
 
 from collections.abc import Callable
 
+from esgd_hpc import pulse
 from esgd_hpc.parallel.exchange import exchange
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Individual, Population, Transfer, Weights
@@ -52,7 +53,8 @@ def make_champion(
 
     Collective over the world.
     """
-    offers = topology.world.allgather(lost.record if topology.is_leader else None)
+    with pulse.waiting("waiting for all ranks, looking for the fittest"):
+        offers = topology.world.allgather(lost.record if topology.is_leader else None)
     found = [(_rank(record), rank, record) for rank, record in enumerate(offers) if record]
     if not found or min(entry[0] for entry in found)[0] >= bound:
         return False

@@ -37,6 +37,8 @@ def of_view(view: View) -> Answer:
     population          [{uid, fitness, parents, born, origin, optimizer, seconds}] in uid order
     history             {column: [value of each generation]}, see HISTORY_COLUMNS
     theorem_1_holds     in all generations
+    underway            {generation, trained, steps, scored}: how much was done of the next
+                        generation when the run was stopped; null where it was not
     changes             [{generation, key, old, new}] of the recipe, on purpose; values are JSON
 
     Raises InputError where the weights are damaged.
@@ -62,6 +64,13 @@ def of_view(view: View) -> Answer:
             name: [getattr(row, name) for row in view.history.rows] for name in HISTORY_COLUMNS
         },
         "theorem_1_holds": all(row.theorem_1_holds for row in view.history.rows),
+        "underway": view.underway
+        and {
+            "generation": view.underway.generation,
+            "trained": len(view.underway.trained),
+            "steps": view.underway.steps,
+            "scored": len(view.underway.scored),
+        },
         "changes": [
             {"generation": c.generation, "key": c.key, "old": c.old, "new": c.new}
             for c in view.history.changes
@@ -102,6 +111,11 @@ def _lines(described: dict[str, Any], view: View) -> list[str]:
         f"task        {checkpoint.recipe.get('task')}",
         f"method      {checkpoint.recipe.get('method')}",
         f"generation  {view.generation} of {described['generations']}",
+        *(
+            [f"stopped     in generation {view.underway.generation}, {view.underway.told()}"]
+            if view.underway
+            else []
+        ),
         f"ranks       {checkpoint.ranks}: {checkpoint.groups} groups of"
         f" {checkpoint.ranks_per_group}",
         f"digest      {described['digest']}" if view.kept else f"weights     {NOT_KEPT}",

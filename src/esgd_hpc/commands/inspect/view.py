@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from esgd_hpc.checkpoint import files
 from esgd_hpc.checkpoint.reader import Checkpoint, find_generation, open_checkpoint
 from esgd_hpc.distance import Piece
 from esgd_hpc.errors import InputError
@@ -19,6 +21,7 @@ from esgd_hpc.lineage import (
     unselected_child,
 )
 from esgd_hpc.population import Individual, fittest
+from esgd_hpc.underway import Underway
 
 NOT_KEPT = "no longer kept: only the newest generations are"
 
@@ -78,6 +81,16 @@ class View:
         if self.kept:
             return self.checkpoint.champion
         return lost_champion(self.history, self.lineage)
+
+    @cached_property
+    def underway(self) -> Underway | None:
+        """Return what was done of the next generation when the run was stopped, if it was."""
+        for path in files.interrupted(self.checkpoint.path.parent):
+            with suppress(InputError):
+                found = open_checkpoint(path)
+                if found.generation == self.generation:
+                    return found.underway
+        return None
 
     def best(self) -> Individual:
         """Return the fittest ever seen."""
