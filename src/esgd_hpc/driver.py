@@ -1,7 +1,7 @@
 """The generation loop: Algorithm 1 over the ranks of a world."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -93,8 +93,9 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
 
     Returns whether all are done; if not, the run is to stop. Collective over the world.
     """
-    recipe, topology = setting.recipe, setting.topology
-    with _timed(underway.seconds, "sgd"):
+    recipe, topology, seconds = setting.recipe, setting.topology, underway.seconds
+    had_to_train = not underway.is_trained
+    with _timed(seconds, "sgd"):
         is_trained = sgd_step(
             population,
             underway,
@@ -104,15 +105,20 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
             setting.learner,
             setting.interruption,
         )
+    if had_to_train and topology.num_groups > 1:
+        idle = idle_seconds(underway.trained, population.trained_by, topology.num_groups)
+        seconds["sgd"] -= idle
+        seconds["idle"] = seconds.get("idle", 0.0) + idle
     if not is_trained:
         return False
     if recipe.method == "esgd" and underway.generation <= recipe.generations:
-        with _timed(underway.seconds, "evolution"):
+        with _timed(seconds, "evolution"):
             while underway.steps < recipe.evolution.steps:
                 if not evolution_step(
                     population,
                     underway,
                     recipe,
+                    setting.hyperparameters,
                     topology,
                     setting.learner,
                     setting.anchor,
@@ -120,6 +126,17 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
                 ):
                     return False
     return True
+
+
+def idle_seconds(
+    trained: Iterable[Individual], trained_by: Mapping[int, int], num_groups: int
+) -> float:
+    """Return how long a group waited for the slowest one in the SGD step, on average."""
+    busy = [0.0] * num_groups
+    for record in trained:
+        if record.uid in trained_by:
+            busy[trained_by[record.uid]] += record.seconds
+    return max(busy) - sum(busy) / num_groups
 
 
 def measure_diversity(

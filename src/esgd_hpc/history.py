@@ -50,8 +50,9 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     """The same among the individuals last trained by one optimizer."""
     individuals_by_optimizer: dict[OptimizerName, int] = {}
     seconds: dict[str, float] = {}
-    """Wall time of rank 0 by phase: sgd, evolution, diversity, checkpoint (how long training waits
-    for it; not yet known in the file that it is about)."""
+    """Wall time of rank 0 by phase: sgd, idle (how much of the SGD step a group waited for the
+    slowest, on average; not in sgd), evolution, diversity, checkpoint (how long training waits for
+    it; not yet known in the file that it is about)."""
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from esgd_hpc.config import Range, Recipe, Table
+from esgd_hpc.evolution.placement import most_owned
+from esgd_hpc.evolution.plan import LOANS
 from esgd_hpc.layout import Layout
 
 TRAINING_COPIES = 8
@@ -12,10 +14,11 @@ TRAINING_COPIES = 8
 
 def held_individuals(recipe: Recipe, num_groups: int) -> int:
     """Return how many individuals a leader holds at most while it exchanges."""
-    own = -(-recipe.num_parents // num_groups)
     rho = recipe.evolution.parents_per_child
-    # Its own and its chosen children, parents on loan, a child, and what is being written.
-    held = 2 * own + max(own, rho if isinstance(rho, int) else max(rho)) + 1
+    own = most_owned(recipe.num_parents, num_groups)
+    on_loan = max(LOANS, rho if isinstance(rho, int) else max(rho))
+    # Its own and parents on loan, its chosen children, a child, and what is being written.
+    held = min(own + on_loan, recipe.num_parents) + own + 1
     return held + (own if recipe.checkpoint.background else 0)
 
 

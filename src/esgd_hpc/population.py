@@ -92,6 +92,8 @@ class Population(msgspec.Struct, kw_only=True):
 
     A vector is never changed once it is here: a checkpoint may still be writing it.
     """
+    trained_by: dict[int, int] = {}
+    """uid to the group that trained it in the newest SGD step, unless another job did."""
     champion: Individual | None = None
     """The fittest state ever seen, if no longer in the population; the same on every rank."""
     champion_weights: Weights | None = None
@@ -112,8 +114,10 @@ class Population(msgspec.Struct, kw_only=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """An individual's weights on their way from one leader to another."""
+    """An individual's weights on their way from one leader to others."""
 
     uid: int
     source: int
-    target: int
+    targets: tuple[int, ...]
+    to_all: bool = False
+    """Whether it is broadcast, and those that are no targets forget it at once."""

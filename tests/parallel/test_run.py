@@ -17,7 +17,8 @@ from esgd_hpc.api import RunResult
 from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.checkpoint.verify import verify_checkpoint
 from esgd_hpc.config import Choice, Drawn, Range
-from esgd_hpc.population import HyperparameterValue
+from esgd_hpc.evolution import placement, plan, step
+from esgd_hpc.population import HyperparameterValue, Transfer
 from esgd_hpc.progress import Silent
 from esgd_hpc.tasks.base import Batch, ClassificationTask
 
@@ -121,6 +122,29 @@ def test_the_number_of_groups_does_not_change_a_bit(variant: str) -> None:
     assert set(result.population.weights) == mine
     # Nobody owns more than a fair share.
     assert len(mine) <= -(-settings.num_parents // WORLD.size)
+
+
+@pytest.mark.parallel(4)
+def test_neither_moves_nor_parents_that_come_twice_change_a_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = recipe(
+        population={"parents": 9, "offspring": 18}, evolution={"parents_per_child": 3}
+    )
+    expected = alone(Blobs(), settings)
+    # Steps this short tell nothing, so say what they last: from 0.001 to 0.3 s.
+    monkeypatch.setattr(placement.Costs, "seconds", lambda _, draw: draw.learning_rate)
+    monkeypatch.setattr(plan, "LOANS", 1)
+    moved: list[Transfer] = []
+    move = step._Maker.move
+
+    def watched(maker: Any, transfers: list[Transfer], weights: Any) -> None:
+        moved.extend(transfers)
+        move(maker, transfers, weights)
+
+    monkeypatch.setattr(step._Maker, "move", watched)
+    assert digest(esgd_hpc.run(settings, WORLD, task=Blobs()), WORLD) == expected
+    assert any(transfer.uid < settings.num_parents for transfer in moved)
 
 
 @pytest.mark.parallel(4)

@@ -1,15 +1,11 @@
 """The world splits as said, ranks agree before they act, and weights arrive as they left."""
 
-import numpy as np
 import pytest
 from mpi4py import MPI
 
 from esgd_hpc.errors import InputError, RunError
-from esgd_hpc.parallel import exchange as exchange_module
 from esgd_hpc.parallel.agreement import closed_together, first_told, on_root, together
-from esgd_hpc.parallel.exchange import exchange, send_to_all
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Transfer
 
 WORLD = MPI.COMM_WORLD
 
@@ -54,30 +50,3 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
     assert on_root(WORLD, "reading", lambda: 41 + 1) == 42
     last = WORLD.size - 1
     assert first_told(WORLD, "here" if WORLD.rank == last else "") == "here"
-
-
-@pytest.mark.parallel(2, 3, 4)
-def test_transfers_arrive_bit_for_bit_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_module, "PIECE", 1000)
-    size = 4321
-    mine = {
-        10 * WORLD.rank + n: np.random.default_rng(10 * WORLD.rank + n).random(size, np.float32)
-        for n in range(3)
-    }
-    # Everybody sends everything to everybody.
-    transfers = [
-        Transfer(10 * source + n, source, target)
-        for source in range(WORLD.size)
-        for target in range(WORLD.size)
-        for n in range(3)
-        if source != target
-    ]
-    arrived: dict[int, np.ndarray] = {}
-    exchange(WORLD, transfers, mine.__getitem__, arrived, size)
-    assert len(arrived) == 3 * (WORLD.size - 1)
-    for uid, vector in arrived.items():
-        assert vector.tobytes() == np.random.default_rng(uid).random(size, np.float32).tobytes()
-
-    source = WORLD.size - 1
-    sent = send_to_all(WORLD, mine[10 * source] if WORLD.rank == source else None, source, size)
-    assert sent.tobytes() == np.random.default_rng(10 * source).random(size, np.float32).tobytes()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from esgd_hpc import driver
 from esgd_hpc.config import Recipe
-from esgd_hpc.driver import Setting, check_theorem_1, evolve
+from esgd_hpc.driver import Setting, check_theorem_1, evolve, idle_seconds
 from esgd_hpc.errors import RunError
 from esgd_hpc.history import GenerationRow, History, generation_row
 from esgd_hpc.layout import Layout
@@ -170,6 +170,8 @@ class World:
 
 
 class Topology:
+    num_groups = 2
+
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -266,8 +268,16 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
     assert one.population.generation == 2
     assert [row.generation for row in one.history.rows] == [1, 2]
     for row in one.history.rows:
-        assert set(row.seconds) == {"sgd", "evolution", "diversity", "checkpoint"}
+        assert set(row.seconds) == {"sgd", "idle", "evolution", "diversity", "checkpoint"}
         assert all(value >= 0.0 for value in row.seconds.values())
+
+
+def test_the_idle_time_is_what_groups_wait_for_the_slowest() -> None:
+    records = [
+        Individual(uid=n, fitness=1.0, seconds=s) for n, s in enumerate([3.0, 1.0, 2.0, 9.0])
+    ]
+    assert idle_seconds(records, {0: 0, 1: 1, 2: 1}, 3) == 3.0 - 6.0 / 3  # 3: by another job
+    assert idle_seconds(records, {}, 3) == 0.0
 
 
 @pytest.mark.parametrize("method", ["sgd-only", "population", "single"])

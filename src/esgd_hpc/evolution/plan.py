@@ -1,10 +1,12 @@
-"""Who makes which child and who lends which parent: pure planning, done on rank 0 and broadcast.
+"""What children there are, in what order groups make them, and which parents travel for that.
 
-A plan is a list of rounds. In a round each group makes some children, one after another; before
-them, the parents that the group lacks come from the leaders that own them. A borrowed parent stays
-while the next round needs it; the children of a group are ordered so that this is likely.
+Pure planning, done on rank 0 and broadcast. A plan is a list of rounds. In a round each group makes
+some children, one after another; before them, the parents that it lacks come from their owners. A
+borrowed parent stays until the group is done with it, so that it comes once.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -15,6 +17,9 @@ from esgd_hpc.config import Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution import operators
 from esgd_hpc.population import Individual, Transfer
+
+LOANS = 12
+"""Parents that a leader has on loan at most, or as many as a child lacks where that is more."""
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,14 +39,31 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     """What one group does in one round."""
 
     children: tuple[Child, ...]
-    borrow: tuple[int, ...] = ()
-    """uids that come to the group before the children are made."""
     give_back: tuple[int, ...] = ()
-    """borrowed uids that the group forgets after them."""
+    """Borrowed uids that the group forgets after them."""
 
 
-Round = dict[int, Making]
-"""Group number to what it does; groups without children in this round are absent."""
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """Parents that travel, then children that groups make, one after another in each."""
+
+    transfers: tuple[Transfer, ...]
+    makings: dict[int, Making]
+    """By group; those without children in this round are absent."""
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan moves, in vectors of one individual; `vector_bytes` has their size."""
+
+    received: tuple[int, ...]
+    """By group, with what a broadcast brings to groups that have no use for it."""
+    least: int
+    """What it would take if each group got each vector that it lacks exactly once."""
+    most_borrowed: int
+    """Most vectors that a group has on loan at a time."""
+
+    def moved_bytes(self, size: int) -> int:
+        """Return the bytes of all groups together, for flat vectors of shape [size]."""
+        return sum(self.received) * size * np.dtype(np.float32).itemsize
 
 
 def draw_children(
@@ -86,16 +108,6 @@ def draw_children(
     return children
 
 
-def assign_makers(
-    children: Sequence[Child], owner: Mapping[int, int], num_groups: int
-) -> dict[int, int]:
-    """Return each child's group, by uid: near its parents, at most ceil(lambda / groups) each.
-
-    `owner` maps uid to group; a parent without owner (the anchor) is at hand everywhere.
-    """
-    return _place_near_parents(children, owner, [0] * num_groups, -(-len(children) // num_groups))
-
-
 def plan_rounds(
     children: Sequence[Child],
     maker: Mapping[int, int],
@@ -104,89 +116,116 @@ def plan_rounds(
 ) -> list[Round]:
     """Order the children of each group and say what it borrows and gives back around them.
 
-    A group holds at most as many borrowed parents as its share of the population, or as one child
-    needs where that is more. Groups meet once a round, so a round has all children that fit.
+    `owner` maps uid to group; a parent without owner (the anchor) is at hand everywhere. Groups
+    meet once a round, so a round has all children whose missing parents fit in `LOANS`.
     """
-    room = -(-len(owner) // num_groups)
-    sequences = []
-    for group in range(num_groups):
-        lacking = [
-            (tuple(sorted(u for u in child.parents if owner.get(u, group) != group)), child)
-            for child in children
-            if maker[child.uid] == group
-        ]
-        lacking.sort(key=lambda pair: (pair[0], pair[1].uid))
-        sequences.append(_makings(lacking, room))
-    return [
-        {group: makings[r] for group, makings in enumerate(sequences) if r < len(makings)}
-        for r in range(max((len(makings) for makings in sequences), default=0))
-    ]
-
-
-def _makings(lacking: Sequence[tuple[tuple[int, ...], Child]], room: int) -> list[Making]:
-    """Cut one group's children, each with the parents it lacks, where these fill the room."""
-    parts: list[tuple[set[int], list[Child]]] = []
-    for needed, child in lacking:
-        if parts and len(parts[-1][0].union(needed)) <= max(room, len(needed)):
-            parts[-1][0].update(needed)
-            parts[-1][1].append(child)
-        else:
-            parts.append((set(needed), [child]))
-    makings, held = [], set[int]()
-    for place, (needed_now, some) in enumerate(parts):
-        needed_next = parts[place + 1][0] if place + 1 < len(parts) else set()
-        borrow, held = needed_now - held, needed_now & needed_next
-        makings.append(
-            Making(
-                children=tuple(some),
-                borrow=tuple(sorted(borrow)),
-                give_back=tuple(sorted(needed_now - needed_next)),
-            )
-        )
-    return makings
-
-
-def place_survivors(
-    survivors: Sequence[int],
-    chosen: Sequence[Child],
-    owner: Mapping[int, int],
-    num_groups: int,
-) -> tuple[dict[int, int], list[Transfer]]:
-    """Return the owner of each survivor and chosen child, and the survivors that must move.
-
-    No group owns more than ceil(mu / groups). A survivor stays where it is unless its group is
-    full; chosen children are made near their parents.
-    """
-    limit = -(-(len(survivors) + len(chosen)) // num_groups)
-    loads = [0] * num_groups
-    new_owner: dict[int, int] = {}
-    crowded = []
-    for uid in sorted(survivors):
-        group = owner[uid]
-        if loads[group] < limit:
-            new_owner[uid] = group
-            loads[group] += 1
-        else:
-            crowded.append(uid)
-    moves = []
-    for uid in crowded:
-        target = loads.index(min(loads))
-        new_owner[uid] = target
-        loads[target] += 1
-        moves.append(Transfer(uid, owner[uid], target))
-    new_owner.update(_place_near_parents(chosen, owner, loads, limit))
-    return new_owner, moves
-
-
-def _place_near_parents(
-    children: Sequence[Child], owner: Mapping[int, int], loads: list[int], limit: int
-) -> dict[int, int]:
-    """Give each child to the group with room that owns most of its parents, or the least loaded."""
-    placed = {}
+    lacking: list[dict[frozenset[int], list[Child]]] = [{} for _ in range(num_groups)]
     for child in children:
-        free = [group for group, load in enumerate(loads) if load < limit]
-        owners = [owner[uid] for uid in child.parents if uid in owner]
-        group = max(free, key=lambda g: (owners.count(g), -loads[g], -g))
-        placed[child.uid] = group
-        loads[group] += 1
-    return placed
+        group = maker[child.uid]
+        needed = frozenset(uid for uid in child.parents if owner.get(uid, group) != group)
+        lacking[group].setdefault(needed, []).append(child)
+    # Who is wanted by many comes first, so that they want it at the same time.
+    wanted = Counter(uid for sets in lacking for uid in frozenset().union(*sets))
+    parts = [_parts(sets, wanted) for sets in lacking]
+    rounds = []
+    for number in range(max(map(len, parts), default=0)):
+        targets: dict[int, list[int]] = {}
+        makings = {}
+        for group, some in enumerate(parts):
+            if number < len(some):
+                borrow, makings[group] = some[number]
+                for uid in borrow:
+                    targets.setdefault(uid, []).append(group)
+        transfers = tuple(
+            Transfer(uid, owner[uid], tuple(groups), is_broadcast_cheaper(len(groups), num_groups))
+            for uid, groups in sorted(targets.items())
+        )
+        rounds.append(Round(transfers=transfers, makings=makings))
+    return rounds
+
+
+def _parts(
+    waiting: dict[frozenset[int], list[Child]], wanted: Mapping[int, int]
+) -> list[tuple[list[int], Making]]:
+    """Cut one group's children, by the parents they lack, into rounds, each with what it borrows.
+
+    Next come those that need the fewest new loans, so that loans are done with early.
+    """
+    uses = Counter(uid for needed in waiting for uid in needed)
+    held: set[int] = set()
+
+    def next_set() -> frozenset[int]:
+        return min(
+            waiting,
+            key=lambda needed: (
+                len(needed - held),
+                -len(needed),
+                sum(uses[uid] for uid in needed - held),
+                -sum(wanted[uid] for uid in needed - held),
+                sorted(needed),
+            ),
+        )
+
+    parts = []
+    while waiting:
+        needed = next_set()
+        borrow: set[int] = set()
+        some: list[Child] = []
+        while len(held | needed) <= max(LOANS, len(needed)):
+            borrow |= needed - held
+            held |= needed
+            uses.subtract(needed)
+            some += waiting.pop(needed)
+            if not waiting:
+                break
+            needed = next_set()
+        free = {uid for uid in held if not uses[uid]}
+        if waiting:  # the next ones must have room, even where that means to borrow again
+            needed = next_set()
+            rest = sorted(held - free - needed, key=lambda uid: (uses[uid], uid))
+            free.update(rest[: max(0, len((held - free) | needed) - LOANS)])
+        held -= free
+        parts.append((sorted(borrow), Making(children=tuple(some), give_back=tuple(sorted(free)))))
+    return parts
+
+
+def is_broadcast_cheaper(num_targets: int, num_groups: int) -> bool:
+    """Tell whether to send to all groups at once: the owner would send to many one by one.
+
+    Nearly all must want it, since the others get it too.
+    """
+    others = num_groups - 1
+    return num_targets > math.log2(num_groups) + 1 and others <= 1.05 * num_targets
+
+
+def traffic(rounds: Sequence[Round], moves: Sequence[Transfer], num_groups: int) -> Traffic:
+    """Count what the transfers of a plan, and the moves beside them, bring to each group."""
+    received, held = [0] * num_groups, [set[int]() for _ in range(num_groups)]
+    lacked = [set[int]() for _ in range(num_groups)]
+    most_borrowed = 0
+    for each in rounds:
+        for transfer in each.transfers:
+            for group in transfer.targets:
+                held[group].add(transfer.uid)
+                lacked[group].add(transfer.uid)
+        most_borrowed = max(most_borrowed, *map(len, held))
+        for group, making in each.makings.items():
+            held[group].difference_update(making.give_back)
+    transfers = [*(t for each in rounds for t in each.transfers), *moves]
+    for transfer in transfers:
+        everyone = set(range(num_groups)) - {transfer.source}
+        for group in everyone if transfer.to_all else transfer.targets:
+            received[group] += 1
+    least = sum(map(len, lacked)) + sum(len(move.targets) for move in moves)
+    return Traffic(received=tuple(received), least=least, most_borrowed=most_borrowed)
+
+
+def last_uses(rounds: Sequence[Round]) -> dict[int, int]:
+    """Return the number of the last round in which each parent is needed, by uid."""
+    return {
+        uid: number
+        for number, each in enumerate(rounds)
+        for making in each.makings.values()
+        for child in making.children
+        for uid in child.parents
+    }

@@ -7,21 +7,27 @@ their groups, one at a time. A child that is chosen is made again where it will 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import msgspec
 import numpy as np
 
 from esgd_hpc import pulse, rng
-from esgd_hpc.config import Recipe
+from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.evolution import operators
+from esgd_hpc.evolution.placement import (
+    Costs,
+    choose_makers,
+    place_children,
+    place_population,
+)
 from esgd_hpc.evolution.plan import (
     Child,
     Round,
-    assign_makers,
     draw_children,
-    place_survivors,
+    last_uses,
     plan_rounds,
+    traffic,
 )
 from esgd_hpc.learner import IndividualFailed, Learner
 from esgd_hpc.parallel.agreement import first_told, on_root
@@ -29,6 +35,7 @@ from esgd_hpc.parallel.exchange import exchange, gather_records
 from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
+from esgd_hpc.sgd.optimizers import draw_optimizer
 from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
@@ -46,17 +53,20 @@ class Selected(msgspec.Struct, frozen=True):
     """What rank 0 decides after the children are scored."""
 
     individuals: list[Individual]
-    survivors: list[int]
-    chosen: list[Child]
     owner: dict[int, int]
-    rounds: list[Round]
+    """Of all of them."""
     moves: list[Transfer]
+    """Survivors that come to live elsewhere, before the chosen children are made again."""
+    rounds: list[Round]
+    births: list[Transfer]
+    """Chosen children that were made elsewhere than where they will live."""
 
 
 def evolution_step(
     population: Population,
     underway: Underway,
     recipe: Recipe,
+    hyperparameters: Mapping[str, Drawn],
     topology: Topology,
     learner: Learner,
     anchor: Anchor | None,
@@ -77,8 +87,11 @@ def evolution_step(
     def plan_children() -> tuple[list[Child], list[Round]]:
         children = draw_children(recipe, parents, population.next_uid, generation, step)
         left = [child for child in children if child.uid not in done]
-        makers = assign_makers(left, population.owner, groups)
-        return children, plan_rounds(left, makers, population.owner, groups)
+        paces = Costs(underway.trained, population.trained_by, groups).paces
+        makers = place_children({c.uid: c.parents for c in left}, population.owner, paces)
+        rounds = plan_rounds(left, makers, population.owner, groups)
+        _tell_traffic("scoring children", rounds, [], topology, learner)
+        return children, rounds
 
     children, rounds = on_root(world, "planning the children", plan_children)
     maker = _Maker(population, topology, learner, recipe, anchor)
@@ -86,11 +99,15 @@ def evolution_step(
     maker.carry_out(
         rounds,
         lambda child, weights: scored.append(maker.score(child, weights, generation)),
-        lambda: interruption.should_stop(max((record.seconds for record in scored), default=0.0)),
+        lambda: interruption.should_stop(
+            max([interruption.scoring, *(record.seconds for record in scored)])
+        ),
     )
     interruption.meet("scoring children")
     found = gather_records(topology, scored if topology.is_leader else [])
     offspring = sorted((*underway.scored, *found), key=lambda record: record.uid)
+    if found:
+        interruption.expect(interruption.training, max(record.seconds for record in found))
     if len(offspring) < len(children):
         underway.scored = offspring
         return False
@@ -113,30 +130,38 @@ def evolution_step(
         )
         individuals = sorted((candidates[place] for place in elite + rest), key=lambda i: i.uid)
         uids = {i.uid for i in individuals}
-        survivors = [i.uid for i in population.individuals if i.uid in uids]
         chosen = [child for child in children if child.uid in uids]
-        owner, moves = place_survivors(survivors, chosen, population.owner, groups)
-        again = plan_rounds(chosen, owner, population.owner, groups)
-        return Selected(individuals, survivors, chosen, owner, again, moves)
+        costs = Costs(underway.trained, population.trained_by, groups)
+        seconds = dict.fromkeys(uids, 1.0)
+        if generation < recipe.last_generation:
+            for i in individuals:
+                draw = draw_optimizer(recipe, hyperparameters, generation + 1, i)
+                seconds[i.uid] = costs.seconds(draw)
+        parents_of = {child.uid: child.parents for child in chosen}
+        needs = {i.uid: parents_of.get(i.uid, (i.uid,)) for i in individuals}
+        owner = place_population(needs, seconds, population.owner, costs.paces)
+        moves = _moves(population.owner, owner)
+        lender = {uid: owner.get(uid, group) for uid, group in population.owner.items()}
+        makers = choose_makers(parents_of, owner, lender, groups)
+        again, births = plan_rounds(chosen, makers, lender, groups), _moves(makers, owner)
+        _tell_traffic("the population", again, moves + births, topology, learner)
+        return Selected(individuals, owner, moves, again, births)
 
     selected: Selected = on_root(world, "selecting the survivors", select)
+    maker.move(selected.moves, population.weights)
+    population.owner.update({move.uid: move.targets[0] for move in selected.moves})
     born: dict[int, Weights] = {}
-    maker.carry_out(selected.rounds, lambda child, weights: maker.keep(child, weights, born))
-    if topology.is_leader:
-        arrived: dict[int, Weights] = {}
-        exchange(
-            topology.peers,
-            selected.moves,
-            population.weights.__getitem__,
-            arrived,
-            learner.layout.size,
-        )
-        everything = {**population.weights, **arrived, **born}
-        population.weights = {
-            uid: everything[uid]
-            for uid, group in selected.owner.items()
-            if group == topology.group_number
-        }
+    maker.carry_out(
+        selected.rounds,
+        lambda child, weights: maker.keep(child, weights, born),
+        survivors=selected.owner.keys(),
+    )
+    maker.move(selected.births, born)
+    population.weights = {
+        uid: weights
+        for uid, weights in {**population.weights, **born}.items()
+        if selected.owner.get(uid) == topology.group_number
+    }
     population.individuals = selected.individuals
     population.owner = selected.owner
     population.next_uid += recipe.population.offspring + 1  # one for the copy of an anchor
@@ -146,6 +171,26 @@ def evolution_step(
     underway.offspring += offspring
     underway.selected += [i.uid for i in population.individuals]
     return True
+
+
+def _moves(before: Mapping[int, int], after: Mapping[int, int]) -> list[Transfer]:
+    """Return the transfers of those that are on another group afterwards."""
+    return [
+        Transfer(uid, group, (after[uid],))
+        for uid, group in sorted(before.items())
+        if after.get(uid, group) != group
+    ]
+
+
+def _tell_traffic(
+    what: str, rounds: list[Round], moves: list[Transfer], topology: Topology, learner: Learner
+) -> None:
+    counted = traffic(rounds, moves, topology.num_groups)
+    log.debug(
+        "%s: %d vectors travel, %d bytes in %d rounds; %d at least; a group borrows up to %d",
+        *(what, sum(counted.received), counted.moved_bytes(learner.layout.size), len(rounds)),
+        *(counted.least, counted.most_borrowed),
+    )
 
 
 class _Maker:
@@ -173,30 +218,25 @@ class _Maker:
         rounds: list[Round],
         use: Callable[[Child, Weights | None], None],
         should_stop: Callable[[], bool] = lambda: False,
+        survivors: Set[int] | None = None,
     ) -> None:
         """Bring the parents of each round and call `use` with each of the group's children.
 
         Makes no more of them once the group is to stop, but goes on lending parents as the plan
-        says. Collective over the world; a child's weights are None on ranks that are no leader.
+        says. Forgets individuals that no child needs any more, where `survivors` says who is to
+        stay. Collective over the world; a child's weights are None on ranks that are no leader.
         """
-        stopped = False
+        stopped, weights = False, self._population.weights
         size = self._learner.layout.size
         buffer = np.empty(size, dtype=np.float32) if self._topology.is_leader else None
-        for making in rounds:
-            if self._topology.is_leader:
-                transfers = [
-                    Transfer(uid, self._population.owner[uid], group)
-                    for group in sorted(making)
-                    for uid in making[group].borrow
-                ]
-                exchange(
-                    self._topology.peers,
-                    transfers,
-                    self._population.weights.__getitem__,
-                    self._borrowed,
-                    size,
-                )
-            mine = making.get(self._topology.group_number)
+        last_use = last_uses(rounds)
+        for number, each in enumerate(rounds):
+            if survivors is not None:
+                for uid in weights.keys() - survivors:
+                    if last_use.get(uid, -1) < number:
+                        del weights[uid]
+            self._exchange(each.transfers, weights, self._borrowed)
+            mine = each.makings.get(self._topology.group_number)
             if mine is None:
                 continue
             for child in mine.children:
@@ -209,6 +249,23 @@ class _Maker:
             if self._topology.is_leader:
                 for uid in mine.give_back:
                     del self._borrowed[uid]
+
+    def move(self, transfers: list[Transfer], weights: dict[int, Weights]) -> None:
+        """Bring weights to other groups for good. Collective over the world."""
+        self._exchange(transfers, weights, weights)
+        for transfer in transfers:
+            if transfer.source == self._topology.group_number:
+                weights.pop(transfer.uid, None)
+
+    def _exchange(
+        self,
+        transfers: Sequence[Transfer],
+        have: Mapping[int, Weights],
+        arrived: dict[int, Weights],
+    ) -> None:
+        if self._topology.is_leader:
+            size = self._learner.layout.size
+            exchange(self._topology.peers, transfers, have.__getitem__, arrived, size)
 
     def _make(self, child: Child, out: Weights) -> None:
         layout = self._learner.layout

@@ -23,19 +23,27 @@ def exchange(
     """Carry out the transfers: send what `have` gives, put what comes into `arrived`, by uid.
 
     Collective over the leaders, with the same transfers in the same order on each; `size` is the
-    length P of every flat vector.
+    length P of every flat vector. What is broadcast needs one vector more on the others.
     """
     # Messages between two ranks keep their order, so one tag is enough.
     requests = []
+    broadcasts = []
     for transfer in transfers:
-        if peers.rank == transfer.source:
+        if transfer.to_all:
+            broadcasts.append(transfer)
+        elif peers.rank == transfer.source:
             for piece in _pieces(have(transfer.uid)):
-                requests.append(peers.Isend(piece, transfer.target))
-        elif peers.rank == transfer.target:
+                requests += [peers.Isend(piece, target) for target in transfer.targets]
+        elif peers.rank in transfer.targets:
             arrived[transfer.uid] = np.empty(size, dtype=np.float32)
             for piece in _pieces(arrived[transfer.uid]):
                 requests.append(peers.Irecv(piece, transfer.source))
     with pulse.waiting("exchanging weights with other groups"):
+        for transfer in broadcasts:
+            own = have(transfer.uid) if peers.rank == transfer.source else None
+            vector = send_to_all(peers, own, transfer.source, size)
+            if peers.rank in transfer.targets:
+                arrived[transfer.uid] = vector
         MPI.Request.Waitall(requests)
 
 

@@ -41,10 +41,19 @@ class Interruption:
             share, most = _MARGIN
             self._deadline = time.monotonic() + seconds - min(share * seconds, most)
         self._needed_at_the_end = 0.0
+        self.training = self.scoring = 0.0
+        """Seconds that the slowest individual and the slowest child took last."""
         self._known = False
         self._has_told = self._is_settled = False
         self._num_heard = 0
         self._sends: list[MPI.Request] = []
+
+    def expect(self, training: float, scoring: float) -> None:
+        """Expect to train an individual, or score a child, in so many seconds at most.
+
+        They are the same on all ranks of a group; what took longer meanwhile counts as well.
+        """
+        self.training, self.scoring = training, scoring
 
     def keep_free(self, seconds: float) -> None:
         """Keep so much of the time for what comes after a stop."""

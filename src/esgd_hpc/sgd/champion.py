@@ -63,7 +63,7 @@ def make_champion(
     if not topology.is_leader:
         return True
     arrived = {uid: lost.weights} if source == 0 and lost.weights is not None else {}
-    transfers = [Transfer(uid, source, 0)] if source else []
+    transfers = [Transfer(uid, source, (0,))] if source else []
     exchange(topology.peers, transfers, lambda _: _present(lost), arrived, size)
     population.champion_weights = arrived.get(uid) if topology.world.rank == 0 else None
     return True

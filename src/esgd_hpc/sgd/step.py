@@ -50,7 +50,7 @@ def sgd_step(
     own = population.owned_by(topology.group_number)
     owner = population.owner
     trained = [r for r in underway.trained if owner[r.uid] == topology.group_number]
-    longest = max((i.seconds for i in own if i.origin == "sgd"), default=0.0)
+    longest = max([interruption.training, *(record.seconds for record in underway.trained)])
     for individual in own:
         if individual.uid in done:
             continue
@@ -76,9 +76,11 @@ def sgd_step(
             population.weights[individual.uid] = weights
     interruption.meet("the SGD step")
     underway.trained = gather_records(topology, trained if topology.is_leader else [])
+    population.trained_by = {r.uid: owner[r.uid] for r in underway.trained if r.uid not in done}
     if not underway.is_trained:
         _keep_what_is_done(population, underway, lost, topology, learner.layout.size)
         return False
+    interruption.expect(max(r.seconds for r in underway.trained), interruption.scoring)
     population.individuals = list(underway.trained)
     refuse_if_all_failed(population.individuals, f"the SGD step of generation {generation}")
     population.dismiss_champion()
@@ -109,6 +111,8 @@ def _keep_what_is_done(
     underway.champion_is_lost = make_champion(population, lost, topology, size, bound)
     trained = {record.uid: record for record in underway.trained}
     population.individuals = [trained.get(i.uid, i) for i in underway.before]
+    population.dismiss_champion()  # as at the end of the step: who is as fit is trained already
+    underway.champion_is_lost = underway.champion_is_lost and population.champion is not None
 
 
 def train_individual(
