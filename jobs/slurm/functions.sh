@@ -14,15 +14,17 @@ export ESGD_JOB=slurm-$JOB
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # `esgd run` stops in time for the end of the job. Older versions of Slurm do not tell it; a job without limit has none.
+unset ESGD_END_TIME # of the job or shell that submitted this one
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
     END=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e) &&
         END=$(date --date="$END" +%s) && export ESGD_END_TIME=$END
 fi 2>/dev/null
 
-# How a command starts on every rank. --mpi: with the wrong one each task is a world of its own. --kill-on-bad-exit: a rank that
-# fails ends the others, which would wait for it. --export: also where a site submits jobs with an empty environment.
+# How a command starts on every rank. --mpi: with the wrong one each task is a world of its own. --wait: a rank that fails
+# ends the others, which would wait for it. --kill-on-bad-exit=0, for sites with another default: when all leave with 99, the first
+# one must not end those on their way, or their status counts. --export: also where a site submits jobs with an empty environment.
 # --distribution: ranks that follow each other, hence a group's, share a node.
-LAUNCH=(srun --mpi="$MPI" --kill-on-bad-exit=1 --export=ALL --distribution=block "${SRUN_OPTIONS[@]}")
+LAUNCH=(srun --mpi="$MPI" --wait=60 --kill-on-bad-exit=0 --export=ALL --distribution=block "${SRUN_OPTIONS[@]}")
 if [ "$MPI" = mpirun ]; then # where Slurm cannot start this MPI; Slurm keeps the job to its cores, but ranks are not bound
     LAUNCH=(mpirun -n "$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))" --bind-to none)
 fi
@@ -59,6 +61,18 @@ run() {
         # A signal ends `wait` as well, with a status of its own.
         [ -n "$INTERRUPTED" ] || break
     done
+    case $STATUS in 0 | 2 | 99) ;; *) wait_for_lost_node ;; esac
+}
+
+# Ranks that lose their connection to a lost node end before Slurm notices it. Wait until it does and requeues this job.
+wait_for_lost_node() {
+    if [ -n "$CANCELLED" ] || [ "${SLURM_JOB_NUM_NODES:-1}" -eq 1 ]; then
+        return
+    fi
+    if ! timeout 60 srun --mpi=none --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true; then
+        echo "job $JOB: a node does not answer; waiting for Slurm to start this job again"
+        sleep 900 # SlurmdTimeout is 300 at most sites
+    fi
 }
 
 # Put this job back into the queue, under the same number.

@@ -93,6 +93,7 @@ def run(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
+    started: float | None = None,
 ) -> RunResult:
     """Train the population that the recipe describes over the ranks of `comm`.
 
@@ -102,13 +103,15 @@ def run(
     same but for the keys in `changing`, which are changed on purpose from there on: both values are
     recorded in the history. `should_stop` is asked before each epoch and child; True on any rank
     ends the run, with all that is finished saved. So does the end of the time that `run.time_limit`
-    or the scheduler gives. `should_save` is asked after each generation, and makes a checkpoint.
+    or the scheduler gives, which counts from `started` (time.monotonic(), now by default).
+    `should_save` is asked after each generation, and makes a checkpoint.
 
     Raises InputError and RunError on every rank together. Any other exception is raised on its
     rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
     aborts the world. Leaves torch's number of threads and the seeds of global generators changed.
     """
     progress = progress or Silent()
+    started = time.monotonic() if started is None else started
     folder = Path(output) if output is not None else None
     lock = FolderLock(folder) if folder is not None else None
     try:
@@ -118,7 +121,7 @@ def run(
         with _prepared(recipe, comm, folder, resume, changing, task) as ready:
             for note in ready.found.notes:
                 progress.note(note)
-            if folder is not None:
+            if folder is not None and ready.found.state:
                 state = ready.found.state
                 on_root(
                     comm, f"counting attempts in {folder}", lambda: count_attempt(folder, state)
@@ -129,7 +132,7 @@ def run(
                     "the validation data is the training data: set data apart in task_options, or"
                     ' say so by fitness.data = "training"'
                 )
-            return _train(recipe, ready, folder, progress, should_stop, should_save)
+            return _train(recipe, ready, folder, progress, should_stop, should_save, started)
     finally:
         if lock is not None:
             lock.release()
@@ -151,9 +154,7 @@ def plan(
     prepared yet is told.
     """
     folder = Path(output) if output is not None else None
-    task = together(
-        comm, f"loading task {recipe.task}", lambda: load_task(recipe.task, recipe.task_options)
-    )
+    task = together(comm, f"loading task {recipe.task}", lambda: _load_task(recipe))
     missing: list[Stored] = []
     for found in comm.allgather(missing_data_of(task)):
         missing = missing or found
@@ -229,7 +230,7 @@ def _prepared(
             task = task or together(
                 comm,
                 f"loading task {recipe.task}",
-                lambda: load_task(recipe.task, recipe.task_options),
+                lambda: _load_task(recipe),
             )
             _refuse_different_data(comm, task)
             data = together(comm, "reading the data", lambda: read_data(task, memory.read))
@@ -258,6 +259,11 @@ def _prepared(
                         learner.layout,
                     ),
                 )
+
+
+def _load_task(recipe: Recipe) -> Task:
+    with pulse.untimed(f"loading task {recipe.task}"):  # code of users
+        return load_task(recipe.task, recipe.task_options)
 
 
 def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -> Averaging:
@@ -317,14 +323,23 @@ def _train(
     progress: Progress,
     should_stop: Callable[[], bool],
     should_save: Callable[[], bool],
+    started: float,
 ) -> RunResult:
     topology, learner = ready.topology, ready.learner
     writer = None
     if folder is not None:
         made_by = on_root(topology.world, "looking for what made the run", provenance)
         made_by["device"] = device_name(ready.device)
-        begun_at = ready.found.generation
-        writer = CheckpointWriter(folder, learner.layout, recipe, topology, made_by, begun_at)
+        found = ready.found
+        writer = CheckpointWriter(
+            folder,
+            learner.layout,
+            recipe,
+            topology,
+            made_by,
+            found.generation,
+            found.saving_seconds,
+        )
     saving = Saving(writer, recipe.checkpoint, topology)
 
     board = None
@@ -350,6 +365,11 @@ def _train(
             history.remember([], [], [], uids, population)
         saving.save(population, history, must=True)
         report(population, history)
+    interruption = Interruption(
+        topology, should_stop, _seconds_left(recipe, topology.world, started)
+    )
+    if ready.found.path is not None:
+        interruption.expect(*_last_seconds(population, history, topology.world))
     setting = Setting(
         recipe=recipe,
         hyperparameters=ready.hyperparameters,
@@ -358,11 +378,13 @@ def _train(
         anchor=anchor,
         saving=saving,
         report=report,
-        interruption=Interruption(topology, should_stop, _seconds_left(recipe, topology.world)),
+        interruption=interruption,
         should_save=should_save,
     )
     with closed_together(saving), closing(board) if board else nullcontext():
         unfinished = evolve(population, history, setting, underway)
+    if unfinished and not interruption.requested():
+        progress.note("nothing more can end before the time does")
     best = population.best()
     return RunResult(
         unfinished=unfinished,
@@ -380,16 +402,31 @@ def _train(
     )
 
 
-def _seconds_left(recipe: Recipe, world: "MPI.Comm") -> float | None:
+def _seconds_left(recipe: Recipe, world: "MPI.Comm", started: float) -> float | None:
     """Return how long the run may take from now on, None where nothing says so. Collective."""
 
     def told() -> float | None:
+        found = []
         if recipe.run.time_limit:
-            return 60.0 * recipe.run.time_limit
+            found.append(60.0 * recipe.run.time_limit - (time.monotonic() - started))
         end = job_end(os.environ)
-        return None if end is None else max(0.0, end - time.time())
+        if end is not None:
+            found.append(end - time.time())
+        return max(0.0, min(found)) if found else None
 
     return on_root(world, "looking for the time limit", told)
+
+
+def _last_seconds(
+    population: Population, history: History, world: "MPI.Comm"
+) -> tuple[float, float]:
+    """Return what the slowest individual and the slowest child took last. Collective."""
+    scored = max((i.seconds for i in population.individuals if i.origin == "offspring"), default=0)
+    steps = history.steps  # on rank 0
+    trained = max((s.seconds for s in steps if s.generation == steps[-1].generation), default=0)
+    with pulse.waiting("waiting for rank 0 to tell of times"):
+        found: tuple[float, float] = world.bcast((float(trained), float(scored)))
+    return found
 
 
 def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights | None, int]:

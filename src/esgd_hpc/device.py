@@ -42,7 +42,8 @@ def visible_gpus(settings: TopologySettings, *, or_cpu: bool = False) -> tuple[s
         if count == 1 and named[0].startswith("MIG-"):
             return (named[0],)
         found = [torch.cuda.get_device_properties(place) for place in range(count)]
-        return tuple(str(getattr(properties, "uuid", UNKNOWN)) for properties in found)
+        names = tuple(str(getattr(properties, "uuid", UNKNOWN)) for properties in found)
+        return names if len(set(names)) == count else (UNKNOWN,) * count  # a driver without UUIDs
     if settings.device == "cuda" and not or_cpu:
         raise InputError(
             'topology.device = "cuda": torch finds no GPU on a rank; ask the scheduler for GPUs,'

@@ -75,7 +75,8 @@ def check_world(size: int, environment: Mapping[str, str], library: str = "") ->
     raise InputError(
         f"{found.launcher} started {found.size} tasks ({found.variable} = {found.size}), but for"
         f" MPI ({library_name(library)}) each of them is a world of its own, of 1 rank;"
-        f" {_remedy(found, environment, library)}"
+        f" {_remedy(found, environment, library)}; if each is meant to be a run of its own:"
+        f" env -u {found.variable} esgd ..."
     )
 
 

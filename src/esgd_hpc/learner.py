@@ -251,7 +251,7 @@ class Learner:
             try:
                 self._model.eval()
                 seed_global_generators(0)
-                with torch.no_grad():
+                with torch.no_grad(), pulse.untimed("computing the task's final scores"):
                     found |= self._task.final_scores(self._model)
             except Exception as error:
                 log.warning("the task's final_scores failed: %s", told(error))

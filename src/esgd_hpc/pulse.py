@@ -17,6 +17,8 @@ class Pulse(msgspec.Struct):
     doing: str = "starting"
     waiting: bool = False
     """Whether it waits for other groups, so that its standing still is none of its fault."""
+    untimed: bool = False
+    """Whether it runs code of users that may take any time."""
     since: float = 0.0
     """time.monotonic() of the last progress."""
 
@@ -43,6 +45,17 @@ def waiting(what: str) -> Iterator[None]:
         yield
     finally:
         _pulse.doing, _pulse.waiting, _pulse.since = before, waited, time.monotonic()
+
+
+@contextmanager
+def untimed(what: str) -> Iterator[None]:
+    """Say that what goes on in the `with` block may take any time."""
+    before = _pulse.doing
+    _pulse.doing, _pulse.untimed = what, True
+    try:
+        yield
+    finally:
+        _pulse.doing, _pulse.untimed, _pulse.since = before, False, time.monotonic()
 
 
 def now() -> Pulse:

@@ -43,7 +43,9 @@ class Found(msgspec.Struct, frozen=True):
     generation: int | None = None
     """Of the newest complete checkpoint, which the one at `path` may be later than."""
     state: str = "a new population"
-    """How far the run has come, in words."""
+    """How far the run has come, in words; empty where nothing is left to do."""
+    saving_seconds: float = 0.0
+    """What the slowest checkpoint took."""
     notes: list[str] = []
     changes: list[RecipeChange] = []
     """Keys of the recipe that are changed on purpose from here on."""
@@ -82,57 +84,81 @@ def find_start(
         )
     checkpoint = open_checkpoint(path)
     changes = _changes(checkpoint, recipe, folder, changing)
+    interrupted = _find_interrupted(folder, checkpoint, recipe, notes)
+    if interrupted and interrupted.underway:  # it has the changes already
+        newest, changes = interrupted, []
+        made = interrupted.underway
+        state = f"generation {made.generation}, {made.told()}"
+        going_on = f"{newest.path} is verified; going on in {state}"
+    else:
+        newest, state = checkpoint, f"generation {checkpoint.generation}"
+        going_on = f"{path} is verified; going on from {state}"
+    if newest.generation >= recipe.last_generation:
+        state, going_on = "", f"{path} is verified and the last generation: nothing left to do"
     notes += [f"changed on purpose: {c.key}: {c.old} -> {c.new}" for c in changes]
-    if checkpoint.ranks_per_group != recipe.topology.ranks_per_group:
+    if newest.ranks_per_group != recipe.topology.ranks_per_group:
         notes.append(
             f"going on with {recipe.topology.ranks_per_group} ranks per group instead of"
-            f" {checkpoint.ranks_per_group}: last bits may differ"
+            f" {newest.ranks_per_group}: last bits may differ"
         )
-    state = f"generation {checkpoint.generation}"
-    if checkpoint.generation >= recipe.last_generation:
-        notes.append(f"{path} is verified and the last generation: nothing left to do")
-        return Found(path=path, generation=checkpoint.generation, notes=notes, state=state)
-    interrupted = _find_interrupted(folder, checkpoint, recipe, notes)
-    if interrupted and interrupted.underway:
-        path, made = interrupted.path, interrupted.underway
-        state = f"generation {made.generation}, {made.told()}"
-        notes.append(f"{path} is verified; going on in {state}")
-    else:
-        notes.append(f"{path} is verified; going on from generation {checkpoint.generation}")
+    notes.append(going_on)
     return Found(
-        path=path, generation=checkpoint.generation, state=state, notes=notes, changes=changes
+        path=newest.path,
+        generation=checkpoint.generation,
+        state=state,
+        saving_seconds=newest.saving_seconds,
+        notes=notes,
+        changes=changes,
     )
 
 
 def _find_interrupted(
     folder: Path, newest: Checkpoint, recipe: Recipe, notes: list[str]
 ) -> Checkpoint | None:
-    """Return what was saved of a generation that was interrupted, if it is of use."""
+    """Return what was saved of a generation that was interrupted, if it is of use.
+
+    Raises InputError where another recipe would make generations anew that are only there.
+    """
     for path in files.interrupted(folder):
         problems = verify_checkpoint(path)
         if problems:
             notes.append(f"{path.name} is skipped: {problems[0]}")
             continue
-        found = open_checkpoint(path)
+        found = _with_known_keys(open_checkpoint(path))
         if found.generation < newest.generation or found.underway is None:
             continue
-        if differences(found.recipe, recipe_data(recipe)):
-            notes.append(
-                f"{path.name} is skipped: the recipe has changed, so that generation"
-                f" {found.underway.generation} begins anew"
+        different = differences(found.recipe, recipe_data(recipe))
+        if not different:
+            return found
+        if found.generation > newest.generation:
+            raise InputError(
+                f"--output {folder} holds a run of another recipe"
+                f" ({'; '.join(map(str, different))}), stopped in generation"
+                f" {found.underway.generation}, and the newest complete checkpoint is generation"
+                f" {newest.generation}: start it with its own recipe until it has another one"
+                f" (checkpoint.every = 1), or remove {path} to go back to generation"
+                f" {newest.generation}"
             )
-            continue
-        return found
+        notes.append(
+            f"{path.name} is skipped: the recipe has changed, so that generation"
+            f" {found.underway.generation} begins anew"
+        )
     return None
+
+
+def _with_known_keys(checkpoint: Checkpoint) -> Checkpoint:
+    """Return it with the keys that its recipe, of another version, may not have known."""
+    with suppress(InputError):
+        known = recipe_data(recipe_from(checkpoint.recipe))
+        checkpoint = msgspec.structs.replace(checkpoint, recipe=known)
+    return checkpoint
 
 
 def _changes(
     checkpoint: Checkpoint, recipe: Recipe, folder: Path, changing: Collection[str]
 ) -> list[RecipeChange]:
     """Return how the recipe differs. Raises InputError where that is not on purpose."""
-    with suppress(InputError):  # of another version: there may be keys that it did not know
-        known = recipe_data(recipe_from(checkpoint.recipe))
-        checkpoint = msgspec.structs.replace(checkpoint, recipe=known)
+    checkpoint = _with_known_keys(checkpoint)
     task = checkpoint.recipe.get("task")
     if task != recipe.task and not any(_within(name, "task") for name in changing):
         raise InputError(

@@ -19,7 +19,7 @@ from esgd_hpc.commands.inspect.view import open_view
 from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.underway import Underway
-from parallel.test_run import WORLD, WORSE, Blobs, Notes, digest, recipe
+from parallel.test_run import WORLD, WORSE, Blobs, Notes, StopAfter, digest, recipe
 
 
 def after(questions: int, rank: int = 0) -> Callable[[], bool]:
@@ -131,6 +131,67 @@ def test_a_changed_recipe_begins_the_interrupted_generation_anew(tmp_path: Path)
     assert any("interrupted is skipped: the recipe has changed" in note for note in notes.notes)
 
 
+@pytest.mark.parallel(2)
+def test_what_is_changed_on_purpose_is_changed_once_however_often_it_is_interrupted(
+    tmp_path: Path,
+) -> None:
+    """Fitness gets another meaning in a run that has lost its best to training."""
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    first = recipe(**VARIANTS["champion"])
+    changed = recipe(
+        **{**VARIANTS["champion"], "generations": 4}, fitness={"data": "training", "batch_size": 30}
+    )
+    names = ["generations", "fitness"]
+    results = []
+    for name, questions in (("whole", 10**6), ("stopped", 6)):
+        esgd_hpc.run(first, WORLD, task=Blobs(), output=folder / name)
+        for _ in range(30):
+            result = esgd_hpc.run(
+                changed,
+                WORLD,
+                task=Blobs(),
+                output=folder / name,
+                changing=names,
+                should_stop=after(questions),
+            )
+            if result.finished:
+                break
+            questions += 9
+        results.append(result)
+        changes = open_checkpoint(folder / name).history.changes
+        assert sorted(change.key for change in changes) == [
+            "fitness.batch_size",
+            "fitness.data",
+            "generations",
+        ]
+    whole, stopped = results
+    assert digest(stopped, WORLD) == digest(whole, WORLD)
+    assert stopped.best.fitness == whole.best.fitness
+
+
+@pytest.mark.parallel(1, 2)
+def test_no_generation_is_lost_to_a_changed_recipe_that_would_go_back_far(tmp_path: Path) -> None:
+    folder = Path(WORLD.bcast(str(tmp_path)))
+    rare = {"every": 100}
+    stop = StopAfter(2)
+    stopped = after(3)
+    settings = recipe(generations=9, checkpoint=rare)
+    first = esgd_hpc.run(
+        settings,
+        WORLD,
+        task=Blobs(),
+        output=folder,
+        progress=stop,
+        should_stop=lambda: stop.asked() and stopped(),
+    )
+    assert first.unfinished
+    assert first.population.generation > 0
+    changed = recipe(generations=9, checkpoint=rare, sgd={"epochs": 1})
+    with pytest.raises(esgd_hpc.InputError, match=r"stopped in generation .* is generation 0"):
+        esgd_hpc.run(changed, WORLD, task=Blobs(), output=folder, changing=["sgd"])
+    assert files.interrupted(folder)
+
+
 @pytest.mark.parallel(1, 2)
 def test_a_damaged_interrupted_generation_is_skipped_and_said_so(tmp_path: Path) -> None:
     folder = Path(WORLD.bcast(str(tmp_path)))
@@ -158,12 +219,15 @@ def test_a_run_stops_before_what_cannot_end_in_time(
     result = esgd_hpc.run(endless, WORLD, task=Blobs(), output=folder)
     assert 0.5 < time.monotonic() - started < 10
     assert result.unfinished
-    # The scheduler's end counts where the recipe has no limit, and one that is past leaves no time.
-    monkeypatch.setitem(os.environ, "ESGD_END_TIME", str(int(time.time()) - 5))
-    late = recipe(generations=10**6)
-    again = esgd_hpc.run(late, WORLD, task=Blobs(), output=folder)
-    assert again.unfinished
-    assert untimed(again.unfinished) == untimed(result.unfinished)
+    # What has passed before counts; and so does the scheduler's end, if it is earlier.
+    for limit, end, started in ((1.0, 3600, -61.0), (60.0, -5, 0.0), (0.0, -5, 0.0)):
+        monkeypatch.setitem(os.environ, "ESGD_END_TIME", str(int(time.time()) + end))
+        late = recipe(generations=10**6, run={"time_limit": limit})
+        again = esgd_hpc.run(
+            late, WORLD, task=Blobs(), output=folder, started=time.monotonic() + started
+        )
+        assert again.unfinished
+        assert untimed(again.unfinished) == untimed(result.unfinished)
 
 
 @pytest.mark.parallel(3, 4)

@@ -248,6 +248,14 @@ def read_number(group: h5py.Group, name: str) -> int:
     return int(group.attrs[name])
 
 
+def read_seconds(group: h5py.Group, name: str) -> float:
+    """Return a time from an attribute; 0 where it is missing or makes no sense."""
+    if name not in group.attrs or not _has_kind(group, name, "f"):
+        return 0.0
+    seconds = float(group.attrs[name])
+    return seconds if 0.0 <= seconds < math.inf else 0.0
+
+
 def _has_kind(group: h5py.Group, name: str, kinds: str) -> bool:
     """Tell whether an attribute is one value of a kind, without reading it."""
     attribute = group.attrs.get_id(name)

@@ -70,6 +70,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     underway: Underway | None = None
     """What is done of the next generation, where that was interrupted; the records and weights are
     then the newest."""
+    saving_seconds: float = 0.0
+    """What the slowest checkpoint before this one took."""
     ranks: int
     """World size of the run that wrote it."""
     ranks_per_group: int
@@ -91,6 +93,7 @@ def write_population_file(path: Path, contents: Contents) -> None:
         file.attrs["format"] = files.FORMAT_VERSION
         for name in ("generation", "next_uid", "ranks", "ranks_per_group", "groups"):
             file.attrs[name] = np.int64(getattr(contents, name))
+        file.attrs["saving_seconds"] = np.float64(contents.saving_seconds)
         _write_columns(file, contents)
         _write_view(file, contents)
         hdf5.write_text(file, "layout", msgspec.json.encode(contents.layout).decode())
@@ -204,6 +207,7 @@ def read_population_file(path: Path) -> Contents:
                 hdf5.read_group(file, "history"), hdf5.read_number(file, "format")
             ),
             champion=msgspec.convert(json.loads(champion), Individual) if champion else None,
+            saving_seconds=hdf5.read_seconds(file, "saving_seconds"),
             underway=_read_underway(file) if "underway" in file else None,
             ranks=hdf5.read_number(file, "ranks"),
             ranks_per_group=hdf5.read_number(file, "ranks_per_group"),

@@ -61,15 +61,17 @@ class CheckpointWriter:
         topology: Topology,
         provenance: Mapping[str, str],
         begun_at: int | None = None,
+        longest_seconds: float = 0.0,
     ) -> None:
         """Take what all checkpoints share; `folder` must be one that all ranks share.
 
-        `begun_at` is the generation, verified, that the run goes on from.
+        `begun_at` is the newest generation, verified, of the run that goes on; its slowest
+        checkpoint took `longest_seconds`.
         """
         self._folder, self._layout, self._recipe = folder, layout, recipe
         self._topology, self._provenance = topology, provenance
         self._verified = set() if begun_at is None else {begun_at}
-        self._longest = 0.0
+        self._longest = longest_seconds
         self._job: _Job | None = None
 
     def newest(self) -> str:
@@ -113,6 +115,7 @@ class CheckpointWriter:
             history=history.copy(),
             champion=population.champion,
             underway=underway,
+            saving_seconds=self._longest,
             ranks=topology.world.size,
             ranks_per_group=topology.ranks_per_group,
             groups=topology.num_groups,

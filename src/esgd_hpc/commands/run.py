@@ -22,16 +22,20 @@ SECONDS_TO_WAIT = 30.0
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run and return the exit status; the same on every rank."""
+    started = time.monotonic()
     stop, save = _StopRequest(), _SaveRequest()  # before anything that takes long
     from esgd_hpc.parallel.world import library_version, start_world
 
     world = start_world()
     check_world(world.size, os.environ, library_version())
     try:
-        return _run(arguments, world, stop, save)
+        status = _run(arguments, world, stop, save, started)
+        _leave()
+        return status
     except EsgdError as error:
         print_error(error, world.rank)
         _wait_for_all(world)
+        _leave()
         return error.exit_status
     except KeyboardInterrupt:
         print(
@@ -49,6 +53,16 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
         world.Abort(1)
         raise
+
+
+def _leave() -> None:
+    """Let nothing change the status of this rank any more.
+
+    Launchers may send SIGTERM to the others when the first rank leaves, and Python would let it end
+    this process: a job script would see that status, not 99.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _wait_for_all(world: "MPI.Comm") -> None:  # type: ignore[name-defined]  # noqa: F821
@@ -70,6 +84,7 @@ def _run(
     world: "MPI.Comm",  # type: ignore[name-defined]  # noqa: F821
     stop: "_StopRequest",
     save: "_SaveRequest",
+    started: float,
 ) -> int:
     from esgd_hpc.parallel.agreement import on_root
     from esgd_hpc.recipe_file import load_recipe
@@ -121,6 +136,7 @@ def _run(
                 progress=progress,
                 should_stop=stop.requested,
                 should_save=save.taken,
+                started=started,
             )
     finally:
         progress.close()

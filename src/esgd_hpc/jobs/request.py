@@ -114,7 +114,9 @@ def asked_for(
     threads = recipe.topology.threads_per_rank
     if cores_per_rank is None:
         # One more than torch computes on: for Horovod's thread, and those that write checkpoints.
-        cores_per_rank = int(site_directives.get("cpus-per-task", threads + 1))
+        cores_per_rank = _number_of(
+            site_directives, "cpus-per-task", "--cores-per-rank", threads + 1
+        )
     _at_least(1, "--cores-per-rank", cores_per_rank)
     if cores_per_rank < threads:
         raise InputError(
@@ -221,10 +223,15 @@ def _fitting_template(nodes: int, seeds: str | None, ranks_per_group: int) -> st
     return "many-nodes" if nodes > 1 else "single-node"
 
 
-def _number_of(directives: dict[str, str], key: str, flag: str) -> int:
+def _number_of(directives: dict[str, str], key: str, flag: str, default: int | None = None) -> int:
     if key not in directives:
+        if default is not None:
+            return default
         raise InputError(f"{flag} is missing: how many has a node? 0: none")
-    return int(directives[key])
+    number = directives[key].rpartition(":")[2]  # a100:4
+    if not number.isdecimal():
+        raise InputError(f"--site: its directive {key} = {directives[key]}: expected a number")
+    return int(number)
 
 
 def _at_least(least: int, flag: str, number: int) -> None:

@@ -287,7 +287,7 @@ class Watchdog:
             code = frame.f_code
             stack.append(Frame(code.co_filename, frame.f_lineno or 0, code.co_name))
             frame = frame.f_back
-        idle = max(0.0, now - at.since)
+        idle = 0.0 if at.untimed else max(0.0, now - at.since)
         return Beat(self._host, getpid(), at.doing, at.waiting, idle, stack)
 
     # Messages -------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def _rows(
         lambda: look_around(world.rank, node, library_version(), thread_level(), environment),
     )
     facts: list[Facts] = world.allgather(mine)
-    has_horovod = importlib.util.find_spec("horovod") is not None
+    installed = world.allgather(importlib.util.find_spec("horovod") is not None)
+    has_horovod = all(installed)
     averages = recipe is not None and divides and topology.ranks_per_group > 1
     horovod = averages and _may_be_horovod(settings, has_horovod)
 
@@ -117,6 +118,17 @@ def _rows(
         found, device, gpu_bytes = _bind(topology, settings)
         rows += found
         averages = averages and device is not None
+    if any(installed) and not has_horovod:
+        rows.append(
+            Row(
+                "averaging",
+                "horovod",
+                "failed",
+                f"installed for rank {installed.index(True)}, not for rank"
+                f" {installed.index(False)}",
+                "use one environment on all nodes",
+            )
+        )
     rows += _averaging_rows(topology, settings, averages, has_horovod, device)
     pulse.doing("measuring how fast messages travel")
     rows += _network_rows(topology, facts, "a group" if recipe else "all ranks")
