@@ -69,7 +69,9 @@ set(ESGD_RANK_ENVIRONMENT
 if(ESGD_MPI_VERSION MATCHES "(Open MPI|OpenRTE)\\) 4\\.")
   list(APPEND ESGD_RANK_ENVIRONMENT "OMPI_MCA_rmaps_base_oversubscribe=1")
 else()
-  list(APPEND ESGD_RANK_ENVIRONMENT "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe")
+  # Ranks that wait sleep between looks: where they only yield, they take most of the cores from those that work.
+  list(APPEND ESGD_RANK_ENVIRONMENT "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe"
+    "OMPI_MCA_threads_pthreads_yield_strategy=nanosleep")
 endif()
 execute_process(COMMAND id -u OUTPUT_VARIABLE user_id OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(user_id STREQUAL "0")

@@ -148,13 +148,9 @@ class Cluster:
 
     def _write_files(self) -> None:
         self.folder.chmod(0o755)  # munged refuses a socket that others cannot reach
-        for name in (
-            "state",
-            "tmp",
-            "dev",
-            *(f"{n}/{sub}" for n in NODES for sub in ("spool", "tmp")),
-        ):
-            (self.folder / name).mkdir(parents=True)
+        folders = [self.folder / name for name in ("state", "tmp", "dev")]
+        for folder in [*folders, *(f for node in NODES for f in self._folders_of(node))]:
+            folder.mkdir(parents=True)
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
@@ -190,13 +186,22 @@ class Cluster:
                 env=self.environment,
             )
 
+    def _folders_of(self, node: str) -> list[Path]:
+        return [self.folder / node / name for name in ("spool", "tmp")]
+
     def start_node(self, node: str) -> None:
         """Start a node, for the first time or again."""
         self._start(node, *_in_namespaces(START_NODE, self.folder, node))
 
     def lose_node(self, node: str) -> None:
-        """End all that runs on a node at once."""
+        """End all that runs on a node at once; its disk is lost as well.
+
+        Slurm 22.05 leaves sockets there that would be in the way when the same job comes again.
+        """
         _end(self._daemons.pop(node))
+        for folder in self._folders_of(node):
+            shutil.rmtree(folder)
+            folder.mkdir()
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes take jobs."""
@@ -311,7 +316,7 @@ class Job:
         try:
             self._cluster.wait_until(happens, f"job {self.number}: {what}", seconds)
         except pytest.fail.Exception as failure:
-            pytest.fail(f"{failure}\n---- log of job {self.number} ----\n{self.log()}")
+            pytest.fail(f"{failure}{self._told()}")
 
     def wait_for(self, state: str, seconds: float) -> None:
         """Wait until it is in a state, such as COMPLETED; fail where it ends in another."""
@@ -320,7 +325,11 @@ class Job:
         self.wait_until(lambda: self["JobState"] in (state, *ended), f"it is {state}", seconds)
         reached = self["JobState"]
         if reached != state:
-            pytest.fail(f"job {self.number} is {reached}, not {state}\n{self.log()}")
+            told = self._cluster.tell()
+            pytest.fail(f"job {self.number} is {reached}, not {state}{told}{self._told()}")
+
+    def _told(self) -> str:
+        return f"\n---- log of job {self.number} ----\n{self.log()}"
 
     def wait_until_it_says(self, text: str, times: int, seconds: float) -> None:
         """Wait until something is so many times in its log."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from slurm.cluster import Cluster, Job, reason_to_skip
-from slurm.desk import ENVIRONMENT, TWO_BY_TWO, Desk
+from slurm.desk import ENVIRONMENT, SMALL, Desk
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def desk(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Desk:
 def plain_job(desk: Desk) -> Job:
     """Return the job that nothing happens to, for others to be compared with."""
     script = desk.edited("slurm/groups.sh", "plain", RANKS_PER_GROUP="2")
-    return desk.submit(script, *TWO_BY_TWO)
+    return desk.submit(script, "--nodes=2", "--ntasks-per-node=2", *SMALL)
 
 
 @pytest.fixture(scope="module", autouse=True)

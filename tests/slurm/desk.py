@@ -10,11 +10,11 @@ from slurm.cluster import Cluster, Job
 JOBS = Path(__file__).parents[2] / "jobs"
 ENVIRONMENT = Path(sys.prefix).with_name("env.sh")
 """What users source, beside the virtual environment of these tests."""
-GENERATIONS = 4
+GENERATIONS = 6
 SECONDS_TO_END = 120
 """Of a job, with all that it waits for."""
 SMALL = ("--cpus-per-task=1", "--gpus-per-node=0")
-TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", *SMALL)
+
 TASK = """
 import os
 import time
@@ -36,6 +36,7 @@ class Clusters(ClassificationTask):
             training=(inputs[:64], classes[:64]), validation=(inputs[64:], classes[64:])
         )
         self.batches = 0
+        print(f"a rank on {os.uname().nodename}", flush=True)
 
     def model(self):
         return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -71,8 +72,8 @@ gradient_averaging = "horovod"
 """
 
 
-IN_GENERATION_2 = {1: 4 * 8 + 8 + 1, 2: 2 * 8 + 8 + 1}
-"""Batches of a rank until the second individual of its group, by the number of groups."""
+IN_GENERATION_2 = 4 * 8 + 8 + 1
+"""The batch with which one group begins the second individual there; each has eight batches."""
 
 
 class Desk:
@@ -97,8 +98,8 @@ class Desk:
     def submit(self, script: Path, *options: str, slow_from: int = 0) -> Job:
         """Submit a script; sbatch's options win over those in it.
 
-        `slow_from` counts the batches of a rank, of which an individual takes eight. From there on
-        the job takes a second for each, unless it was started again.
+        `slow_from` counts batches of a rank. From there on each takes a second, about three minutes
+        for the run, until the job starts again.
         """
         variables = {"SLOW_FROM": str(slow_from)} if slow_from else {}
         return self.cluster.submit(script, *options, cwd=self.folder, variables=variables)

@@ -331,6 +331,7 @@ def test_a_history_that_contradicts_itself_is_refused(damage: Callable[[History]
 # ---------------------------------------------------------------- the image
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a filtered run
 @given(runs.filter(lambda run: len(run.history.rows) > 1))
 def test_what_is_drawn_lies_apart(run: Run) -> None:
     """Births do not overlap, also not those of one generation, and dots are beside them."""
