@@ -59,8 +59,9 @@ def _load(name_or_path: str, around: tuple[str, ...]) -> dict[str, Any]:
     if name_or_path in around:
         chain = " extends ".join([*around, name_or_path])
         raise InputError(f"recipe {around[0]}: {chain}: recipes extend each other in a circle")
+    text = recipe_text(name_or_path)
     try:
-        data = tomllib.loads(recipe_text(name_or_path))
+        data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {name_or_path}: not valid TOML: {error}") from None
     base = data.pop(EXTENDS, None)

@@ -51,6 +51,8 @@ class Found(msgspec.Struct, frozen=True):
     """Keys of the recipe that are changed on purpose from here on."""
 
 
+ANOTHER_RUN = ("method", "seed")
+"""Keys that cannot change in a run, even on purpose."""
 CHANGE_FITNESS = ("task", "task_options", "fitness")
 """Keys whose change makes recorded fitnesses mean something else."""
 
@@ -178,6 +180,13 @@ def _changes(
         raise InputError(
             f"--output {folder} holds a finished run of another recipe"
             f" ({'; '.join(map(str, different))}); name another --output"
+        )
+    another = [d for d in different if d.key in ANOTHER_RUN]
+    if another:
+        raise InputError(
+            f"--output {folder} holds a run that has begun with another recipe"
+            f" ({'; '.join(map(str, another))}); another {' and '.join(d.key for d in another)} is"
+            " another run: name another --output"
         )
     if len(checkpoint.individuals) != recipe.num_parents:
         raise InputError(

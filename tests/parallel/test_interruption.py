@@ -122,6 +122,9 @@ def test_a_changed_recipe_begins_the_interrupted_generation_anew(tmp_path: Path)
     first = esgd_hpc.run(recipe(), WORLD, task=Blobs(), output=folder, should_stop=after(3))
     assert first.unfinished
     assert first.unfinished.has_begun
+    for key, other in (("seed", 4), ("method", "sgd-only")):
+        with pytest.raises(esgd_hpc.InputError, match=f"another {key} is another run"):
+            esgd_hpc.run(recipe(**{key: other}), WORLD, task=Blobs(), output=folder, changing=[key])
     notes = Notes()
     changed = recipe(sgd={"epochs": 1})
     result = esgd_hpc.run(

@@ -27,7 +27,7 @@ BINDINGS = {
     "lumi": (
         WITH_GPUS,
         "ROCR_VISIBLE_DEVICES=0; rank 1: CUDA_VISIBLE_DEVICES=0,1, ROCR_VISIBLE_DEVICES=1",
-        "rank 0 takes its",
+        "rank 0 takes its first, rank 1 takes its first",
     ),
     "perlmutter": (WITH_GPUS, "ranks 0-1: all GPUs of the node", FIRST_AND_SECOND),
 }

@@ -235,6 +235,27 @@ def test_memory_is_checked_where_it_is_told(
     assert "--mem=64G" in rendered(capsys, "--memory-per-node", "64", recipe=str(recipe))
 
 
+def test_where_data_lies_goes_into_the_script(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESGD_DATA", "/scratch/my data/$(x)")
+    assert "\nexport ESGD_DATA='/scratch/my data/$(x)'\n" in rendered(capsys)
+    monkeypatch.delenv("ESGD_DATA")
+    assert "ESGD_DATA" not in rendered(capsys)
+
+
+def test_a_site_may_name_its_kind_of_gpu(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    site = tmp_path / "mine.sh"
+    for gpus, told in (("a100:4", "--ntasks-per-node=4"), ("four", "gpus-per-node = four")):
+        site.write_text(f"#SBATCH --gpus-per-node={gpus}\nSRUN_OPTIONS=()\nESGD=(esgd)\n")
+        words = ["--scheduler", "slurm", "--time", "01:00:00", "--site", str(site)]
+        assert main(["jobs", "render", "digits", *words]) == (0 if gpus != "four" else 2)
+        captured = capsys.readouterr()
+        assert told in captured.out + captured.err
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -424,7 +445,12 @@ def test_submit_keeps_the_script_and_prints_the_number(
     assert capsys.readouterr().out == "Submitted batch job 12\n" * 2
     assert recorded(tmp_path) == [[str(stand_ins / "sbatch"), "runs/digits/job.sh"]] * 2
     assert main(["jobs", "render", "digits", *words, "--template", "chain"]) == 0
-    assert capsys.readouterr().out == Path("runs/digits/job.sh").read_text()
+    script = Path("runs/digits/job.sh").read_text()
+    assert capsys.readouterr().out == script
+    # Another job does not take the place of the script beside a run.
+    assert main(["jobs", "submit", "digits", *words, "--set", "seed=2"]) == 2
+    assert "`sbatch runs/digits/job.sh`, name another --output" in capsys.readouterr().err
+    assert Path("runs/digits/job.sh").read_text() == script
 
 
 def test_a_refused_job_is_told(

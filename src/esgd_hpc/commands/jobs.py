@@ -1,6 +1,7 @@
 """`esgd jobs`: job scripts, listed, filled in for a recipe, and submitted."""
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -77,6 +78,7 @@ def _make(arguments: argparse.Namespace) -> None:
         mpi=arguments.mpi,
         memory_per_node=arguments.memory_per_node,
         links=arguments.links if submitting else None,
+        data=os.environ.get("ESGD_DATA", ""),
     )
     if submitting and job.template == "interactive":
         raise InputError(
@@ -184,6 +186,12 @@ def _submit(job: "Job", script: str) -> None:
             " `esgd jobs render ... --file job.sh`"
         )
     file = Path(job.output) / "job.sh"
+    if file.exists() and file.read_bytes() != script.encode():
+        again = f"{command} {'<' * (job.scheduler == 'lsf')} {file}".replace("  ", " ")
+        raise InputError(
+            f"--output {job.output} has the script of another job, {file}; submit that again by"
+            f" `{again}`, name another --output, or remove it"
+        )
     _write(file, script, "--output")
     previous = ""
     for _ in range(job.links):

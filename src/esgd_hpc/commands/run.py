@@ -140,11 +140,14 @@ def _run(
             )
     finally:
         progress.close()
+    made = result.unfinished
+    made = result.unfinished
     if world.rank == 0:
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.best.metrics.items())
-        print(f"best: individual {result.best.uid}, fitness {result.best.fitness:.6g}{metrics}")
+        so_far = " so far, in the unfinished generation" if made and made.has_begun else ""
+        best = f"individual {result.best.uid}, fitness {result.best.fitness:.6g}"
+        print(f"best{so_far}: {best}{metrics}")
         print(f"files: {output}", flush=True)
-    made = result.unfinished
     if made is not None:
         where = (
             f"in generation {made.generation}, {made.told()}"

@@ -106,6 +106,8 @@ def _filled(top: Sequence[str], job: Job) -> list[str]:
                 filled.append(_with_comment(text, assignment["comment"]))
         else:
             filled.append(line)
+    if job.data:
+        filled.append(f"export ESGD_DATA={shlex.quote(job.data)}")
     start = "    " if job.template == "interactive" else f"#{_MARKS[job.scheduler]} "
     filled[place:place] = [
         _directive(job, start, key, value, None)

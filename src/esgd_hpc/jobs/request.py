@@ -40,6 +40,8 @@ class Job(NamedTuple):
     memory_per_node: int
     """GiB; 0 where it was not told."""
     links: int
+    data: str
+    """Folder of prepared data; empty: `data`."""
 
     @property
     def ranks(self) -> int:
@@ -75,12 +77,14 @@ def asked_for(
     mpi: str | None,
     memory_per_node: int | None,
     links: int | None,
+    data: str,
 ) -> Job:
     """Return the job of these flags, or raise InputError that names the flag which is wrong."""
     for flag, text in (
         ("RECIPE", recipe_name),
         ("--output", output),
         ("--environment", environment),
+        ("ESGD_DATA", data),
         *(("--set", setting) for setting in settings),
     ):
         if text and not text.isprintable():
@@ -152,6 +156,7 @@ def asked_for(
         mpi=_word("--mpi", mpi) if mpi else "",
         memory_per_node=memory_per_node or 0,
         links=links or 1,
+        data=data,
     )
     _check_ranks(job)
     if mpi and mpi not in LAUNCHERS.get(scheduler, (mpi,)):

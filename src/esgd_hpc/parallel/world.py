@@ -15,6 +15,11 @@ def start_world() -> "MPI.Intracomm":
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     try:
         from mpi4py import MPI
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed in this Python; install esgd-hpc with what it needs:"
+            " pip install esgd-hpc"
+        ) from None
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"no MPI library can be loaded ({error}); load your site's MPI module, or install"

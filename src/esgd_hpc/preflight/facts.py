@@ -69,10 +69,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def named_gpus(self) -> tuple[str, ...]:
         """As many GPUs as the scheduler lets this rank see, by names that tell nothing."""
-        for value in self.visible.values():
-            names = [name.strip() for name in value.split(",")]
-            return (UNKNOWN,) * sum(name not in ("", "-1", "NoDevFiles") for name in names)
-        return (UNKNOWN,) * self.gpus_on_node
+        if not self.visible:
+            return (UNKNOWN,) * self.gpus_on_node
+        names = [value.replace(" ", "").split(",") for value in self.visible.values()]
+        # Where several variables name GPUs, each hides some of them.
+        return (UNKNOWN,) * min(
+            sum(name not in ("", "-1", "NoDevFiles") for name in some) for some in names
+        )
 
 
 def look_around(

@@ -106,8 +106,9 @@ def group_rows(facts: Sequence[Facts], recipe: Recipe) -> list[Row]:
             " them only help to score children"
             if recipe.method == "esgd"
             else f"{_count(mu, 'individual')} for {num_groups} groups: {num_groups - mu} are idle",
-            f"start {mu * each} ranks, set topology.ranks_per_group ="
-            f" {max(1, len(facts) // mu)}, or raise population.parents",
+            f"start {mu * each} ranks"
+            + (f", set topology.ranks_per_group = {len(facts) // mu}" * (len(facts) // mu > each))
+            + ", or raise population.parents",
         )
     homes = [{rank.node for rank in facts[at : at + each]} for at in range(0, len(facts), each)]
     split_up = [number for number, nodes in enumerate(homes) if len(nodes) > 1]
