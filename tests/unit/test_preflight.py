@@ -27,7 +27,7 @@ FACTS = Facts(
     gpu_files=False,
     gpus_on_node=0,
     torch_build=CPU_BUILD,
-    library="Open MPI v5.0.11, package: x",
+    mpi="Open MPI v5.0.11, package: x",
     thread_level=3,
     launched=None,
 )
@@ -82,7 +82,7 @@ def test_mpi_needs_threads_only_for_horovod() -> None:
 
 
 def test_two_mpi_libraries_in_one_world_fail() -> None:
-    mixed = each(ranks(1, 1), "library", "Open MPI v5.0.11, x", "Open MPI v4.1.6, x")
+    mixed = each(ranks(1, 1), "mpi", "Open MPI v5.0.11, x", "Open MPI v4.1.6, x")
     row = only(judge.mpi_rows(mixed, "4.1", needs_threads=False), "library")
     assert row.status == "failed"
     assert "v5.0.11 and Open MPI v4.1.6" in row.finding

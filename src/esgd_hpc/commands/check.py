@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,19 +24,17 @@ def execute(arguments: argparse.Namespace) -> int:
 
     Raises InputError on every rank for a recipe that cannot be read.
     """
-    from esgd_hpc.parallel.world import start_world
+    from esgd_hpc.parallel.world import end_all, keep_status, start_world
 
     world = start_world()
     try:
-        return _check(arguments, world)
+        status = _check(arguments, world)
     except EsgdError:
         raise
     except BaseException as error:
-        # The other ranks may wait for this one for ever: end them all.
-        text = "".join(traceback.format_exception(error))
-        print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
-        world.Abort(1)
-        raise
+        end_all(world, error)
+    keep_status()
+    return status
 
 
 def _check(arguments: argparse.Namespace, world: "MPI.Intracomm") -> int:

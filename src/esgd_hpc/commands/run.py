@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from types import FrameType
 
@@ -24,18 +23,18 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run and return the exit status; the same on every rank."""
     started = time.monotonic()
     stop, save = _StopRequest(), _SaveRequest()  # before anything that takes long
-    from esgd_hpc.parallel.world import library_version, start_world
+    from esgd_hpc.parallel.world import end_all, keep_status, library_version, start_world
 
     world = start_world()
     check_world(world.size, os.environ, library_version())
     try:
         status = _run(arguments, world, stop, save, started)
-        _leave()
+        keep_status()
         return status
     except EsgdError as error:
         print_error(error, world.rank)
         _wait_for_all(world)
-        _leave()
+        keep_status()
         return error.exit_status
     except KeyboardInterrupt:
         print(
@@ -47,22 +46,7 @@ def execute(arguments: argparse.Namespace) -> int:
         world.Abort(130)
         raise
     except BaseException as error:
-        # The other ranks may wait for this one for ever: end them all.
-        text = "".join(traceback.format_exception(error))
-        sys.stdout.flush()
-        print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
-        world.Abort(1)
-        raise
-
-
-def _leave() -> None:
-    """Let nothing change the status of this rank any more.
-
-    Launchers may send SIGTERM to the others when the first rank leaves, and Python would let it end
-    this process: a job script would see that status, not 99.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        end_all(world, error)
 
 
 def _wait_for_all(world: "MPI.Comm") -> None:  # type: ignore[name-defined]  # noqa: F821

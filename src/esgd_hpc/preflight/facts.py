@@ -50,7 +50,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     gpus_on_node: int
     """As Slurm says; 0 where it does not."""
     torch_build: TorchBuild
-    library: str
+    mpi: str
+    """What the MPI library says of itself."""
     thread_level: int
     launched: Launched | None
 
@@ -96,7 +97,7 @@ def look_around(
         gpu_files=any(any(Path("/dev").glob(pattern)) for pattern in _GPU_FILES),
         gpus_on_node=int(on_node) if on_node.isdecimal() else 0,
         torch_build=torch_build(),
-        library=library,
+        mpi=library,
         thread_level=thread_level,
         launched=launched(environment),
     )

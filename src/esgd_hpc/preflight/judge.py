@@ -37,7 +37,7 @@ def by_node(facts: Sequence[Facts]) -> list[list[Facts]]:
 
 def mpi_rows(facts: Sequence[Facts], mpi4py: str, needs_threads: bool) -> list[Row]:
     """Judge the MPI library."""
-    names = Counter(library_name(rank.library) for rank in facts)
+    names = Counter(library_name(rank.mpi) for rank in facts)
     told = " and ".join(names)
     library = Row("mpi", "library", "ok", f"{told}, mpi4py {mpi4py}")
     if len(names) > 1:
