@@ -29,7 +29,7 @@ from esgd_hpc.genome import Genome
 from esgd_hpc.history import GenerationRow, History, generation_row
 from esgd_hpc.launch import job_end
 from esgd_hpc.layout import Layout
-from esgd_hpc.learner import Learner
+from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel import averaging
 from esgd_hpc.parallel.agreement import closed_together, on_root, together
 from esgd_hpc.parallel.averaging import Averaging
@@ -197,7 +197,7 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
     topology: Topology
     found: Found
     task: Task
-    learner: Learner
+    learner: NetworkLearner
     hyperparameters: dict[str, Drawn]
     device: torch.device
     headline: str
@@ -283,9 +283,9 @@ def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -
 
 def _build(
     task: Task, recipe: Recipe, group: Averaging, device: torch.device
-) -> tuple[Learner, dict[str, Drawn]]:
+) -> tuple[NetworkLearner, dict[str, Drawn]]:
     hyperparameters = drawn_hyperparameters(recipe, task.hyperparameters)
-    learner = Learner(task, recipe, group, device)
+    learner = NetworkLearner(task, recipe, group, device)
     learner.check_hyperparameters(hyperparameters)
     return learner, hyperparameters
 

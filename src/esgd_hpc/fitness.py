@@ -4,14 +4,11 @@ Every batch is scored whole by one rank and the group sums one vector in which e
 contributor, so neither the number of ranks nor of groups can change a bit of the result.
 """
 
-import logging
 import math
 import random
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,20 +16,8 @@ from torch import Tensor, nn
 
 from esgd_hpc import pulse
 from esgd_hpc.data.batches import Batch, Data, fetch, fixed_batches, length
+from esgd_hpc.learner import Score, told
 from esgd_hpc.population import finite_fitness
-
-log = logging.getLogger(__name__)
-
-
-class Score(msgspec.Struct, frozen=True):
-    """What scoring found; the same on every rank of the group."""
-
-    fitness: float
-    """Mean loss over the samples, float64; +inf for NaN, infinity and failure."""
-    metrics: dict[str, float]
-    """Means over the samples of all else that the task's `score` gives, and its `summary`."""
-    failed: bool
-    """Whether a rank of the group could not score its batches."""
 
 
 class Scorer(Protocol):
@@ -102,18 +87,6 @@ def evaluate(
     except Exception as error:  # on every rank, for all have the same means
         return Score(math.inf, {}, True), told(error)
     return Score(finite_fitness(means.pop("loss")), means, False), failure
-
-
-def told(error: Exception) -> str:
-    """Return what an exception says, and let go of all that its traceback holds, tensors above all.
-
-    Kept, they would make the next individual run out of memory as well.
-    """
-    log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
-    text = f"{type(error).__name__}: {error}"
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = None
-    return text
 
 
 def seed_global_generators(seed: int) -> None:

@@ -14,8 +14,8 @@ from esgd_hpc.config import Recipe, short
 from esgd_hpc.data.store import read
 from esgd_hpc.device import choose_device, device_name
 from esgd_hpc.errors import EsgdError, InputError, RunError
-from esgd_hpc.fitness import Score
-from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.learner import IndividualFailed, Score
+from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel.averaging.single import SingleAveraging
 from esgd_hpc.population import Weights
 from esgd_hpc.provenance import provenance
@@ -36,7 +36,7 @@ class Rescorer:
     checkpoint: Checkpoint
     recipe: Recipe
     device: torch.device
-    learner: Learner
+    learner: NetworkLearner
 
     def score(self, weights: Weights) -> tuple[Score, str]:
         """Return the score of the weights, shape [P], and what the task raised, "" if nothing."""
@@ -87,7 +87,7 @@ def open_rescorer(checkpoint: Checkpoint) -> Rescorer:
     task = load_task(recipe.task, recipe.task_options)
     put_data(task, read_data(task, lambda stored: torch.from_numpy(read(stored))))
     try:
-        learner = Learner(task, recipe, SingleAveraging(), device)
+        learner = NetworkLearner(task, recipe, SingleAveraging(), device)
     except EsgdError:
         raise
     except Exception as error:  # the user's code can raise anything

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from esgd_hpc import rng
 from esgd_hpc.config import Recipe
 from esgd_hpc.data.batches import training_shards
-from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.learner import IndividualFailed
+from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel.agreement import closed_together
 from esgd_hpc.parallel.averaging import Averaging, resolve, start
 from esgd_hpc.parallel.averaging.horovod import is_installed
@@ -180,7 +181,7 @@ def test_a_group_trains_like_one_process(group: Averaging, kind: str, draw: Draw
 
 def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.device) -> None:
     """Run the body of the test above on any device."""
-    learner = Learner(task, RECIPE, group, device)
+    learner = NetworkLearner(task, RECIPE, group, device)
     for uid in (3, 7):  # the second has to replace all of the first
         learner.load(learner.new_weights(uid) if group.rank == 0 else None)
         learner.score()
@@ -225,11 +226,11 @@ def test_a_group_trains_like_one_process_on_gpus(kind: str) -> None:
 @pytest.mark.parallel(1, 2, 3, 4)
 def test_scores_do_not_depend_on_the_number_of_ranks(group: Averaging) -> None:
     task = SmallTask("mlp")
-    learner = Learner(task, RECIPE, group, torch.device("cpu"))
+    learner = NetworkLearner(task, RECIPE, group, torch.device("cpu"))
     learner.load(learner.new_weights(3) if group.rank == 0 else None)
     score = learner.score()
     with closed_together(start("mpi", MPI.COMM_SELF, "cpu")) as alone:
-        single = Learner(task, RECIPE, alone, torch.device("cpu"))
+        single = NetworkLearner(task, RECIPE, alone, torch.device("cpu"))
         single.load(single.new_weights(3))
         assert single.score() == score
 
@@ -273,7 +274,7 @@ class FailingStep(torch.optim.SGD):
 @pytest.mark.parametrize("how", ["train", "score", "step"])
 def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str) -> None:
     task = Failing(how)
-    learner = Learner(task, RECIPE, group, torch.device("cpu"))
+    learner = NetworkLearner(task, RECIPE, group, torch.device("cpu"))
     learner.load(learner.new_weights(1) if group.rank == 0 else None)
     before = learner.score()
     learner.snapshot()
@@ -296,7 +297,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
 @pytest.mark.parallel(1, 2)
 def test_a_loss_that_is_not_a_number_is_an_infinite_fitness(group: Averaging) -> None:
     task = Failing("nan")
-    learner = Learner(task, RECIPE, group, torch.device("cpu"))
+    learner = NetworkLearner(task, RECIPE, group, torch.device("cpu"))
     learner.load(learner.new_weights(1) if group.rank == 0 else None)
     task.armed = True
     assert learner.train_epoch(learner.optimizer(SGD), SGD, 1, 1, 1).fitness == float("inf")

@@ -34,7 +34,7 @@ from esgd_hpc.config import Recipe
 from esgd_hpc.evolution.operators import recombine
 from esgd_hpc.genome import Genome
 from esgd_hpc.history import History, RecipeChange
-from esgd_hpc.learner import Learner
+from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel.averaging.single import SingleAveraging
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import Weights, fittest
@@ -331,10 +331,10 @@ def task_module(runs: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return sys.modules["task_of_norms"]
 
 
-def one_rank(checkpoint: Checkpoint) -> Learner:
+def one_rank(checkpoint: Checkpoint) -> NetworkLearner:
     task = load_task("task_of_norms:task", {})
     settings = recipe_from(checkpoint.recipe)
-    return Learner(task, settings, SingleAveraging(), torch.device("cpu"))
+    return NetworkLearner(task, settings, SingleAveraging(), torch.device("cpu"))
 
 
 def plain_average(checkpoint: Checkpoint, uids: list[int]) -> Weights:

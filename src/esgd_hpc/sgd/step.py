@@ -14,8 +14,7 @@ import msgspec
 from esgd_hpc import pulse, rng
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.errors import RunError
-from esgd_hpc.fitness import told
-from esgd_hpc.learner import IndividualFailed, Learner
+from esgd_hpc.learner import IndividualFailed, Learner, told
 from esgd_hpc.parallel.agreement import first_told
 from esgd_hpc.parallel.exchange import gather_records
 from esgd_hpc.parallel.interruption import Interruption

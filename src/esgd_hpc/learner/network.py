@@ -21,8 +21,9 @@ from esgd_hpc import pulse, rng
 from esgd_hpc.config import STEP_SETTINGS, Drawn, Recipe
 from esgd_hpc.data.batches import Step, fetch, length, to_device, training_shards
 from esgd_hpc.errors import InputError
-from esgd_hpc.fitness import MetricSum, Score, evaluate, seed_global_generators, told
+from esgd_hpc.fitness import MetricSum, evaluate, seed_global_generators
 from esgd_hpc.genome import Genome, weights_of
+from esgd_hpc.learner import IndividualFailed, Score, told
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
 from esgd_hpc.tasks.base import Data, Task
 
@@ -37,11 +38,7 @@ class Group(MetricSum, Protocol):
     def sum(self, flat: Tensor) -> None: ...
 
 
-class IndividualFailed(Exception):
-    """Training or scoring failed on some rank of the group; raised on all of them."""
-
-
-class Learner:
+class NetworkLearner:
     """Trains and scores one individual at a time over the ranks of one group."""
 
     def __init__(self, task: Task, recipe: Recipe, group: Group, device: torch.device) -> None:
