@@ -4,39 +4,29 @@
 """
 
 import operator
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import torch
-from torch import nn
 
-from esgd_hpc import pulse
 from esgd_hpc.attempts import count_attempt
 from esgd_hpc.checkpoint.export import state_dict_arrays
 from esgd_hpc.checkpoint.lock import FolderLock
 from esgd_hpc.checkpoint.writer import CheckpointWriter
-from esgd_hpc.config import Drawn, Recipe
+from esgd_hpc.config import Recipe
 from esgd_hpc.data.store import Stored, missing_data
-from esgd_hpc.device import device_name
 from esgd_hpc.driver import Setting, evolve, measure_diversity
 from esgd_hpc.errors import InputError
-from esgd_hpc.genome import Genome
 from esgd_hpc.history import GenerationRow, History, generation_row
-from esgd_hpc.launch import job_end
 from esgd_hpc.layout import Layout
-from esgd_hpc.learner.network import NetworkLearner
-from esgd_hpc.parallel import averaging
+from esgd_hpc.learner import Built
+from esgd_hpc.learner.null import null_learner
 from esgd_hpc.parallel.agreement import closed_together, on_root, together
-from esgd_hpc.parallel.averaging import Averaging
-from esgd_hpc.parallel.devices import device_of_rank
 from esgd_hpc.parallel.exchange import send_to_all
 from esgd_hpc.parallel.interruption import Interruption
-from esgd_hpc.parallel.node_memory import NodeMemory
 from esgd_hpc.parallel.topology import Topology, check_world_size
 from esgd_hpc.plan_text import plan_text
 from esgd_hpc.population import Individual, Population, Weights
@@ -45,13 +35,17 @@ from esgd_hpc.provenance import provenance
 from esgd_hpc.saving import Saving
 from esgd_hpc.sgd.optimizers import drawn_hyperparameters
 from esgd_hpc.start import Found, Resume, find_start, initialize, read_anchor, restore
-from esgd_hpc.tasks import data_in_memory, load_task, missing_data_of, read_data, stored_data
-from esgd_hpc.tasks.base import Task
+from esgd_hpc.tasks.needs import Needs, needs_of
+from esgd_hpc.tasks.null import NULL
 from esgd_hpc.tensorboard_log import TensorBoardLog, check_tensorboard
+from esgd_hpc.time_left import last_seconds, seconds_left
 from esgd_hpc.underway import Underway
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch import nn
+
+    from esgd_hpc.tasks.base import Task
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +59,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     best_weights: Weights
     """Flat vector of the best individual, shape [P]."""
     layout: Layout
-    task: Task
+    task: "Task | None"
+    """None for the null task."""
     output: Path | None
     """Folder of the checkpoints, None if none were written."""
 
@@ -74,8 +69,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the run got to its last generation."""
         return self.unfinished is None
 
-    def best_model(self) -> nn.Module:
-        """Return the best individual as a module on the CPU, in evaluation mode."""
+    def best_model(self) -> "nn.Module":
+        """Return the best individual as a module on the CPU, in evaluation mode.
+
+        Raises InputError for the null task, which has no network.
+        """
+        if self.task is None:
+            raise InputError(f'task = "{NULL}" has no network; its best weights are best_weights')
+        import torch
+
         model = self.task.model()
         arrays = state_dict_arrays(self.layout, self.best_weights)
         model.load_state_dict({name: torch.as_tensor(array) for name, array in arrays.items()})
@@ -86,7 +88,7 @@ def run(
     recipe: Recipe,
     comm: "MPI.Comm",
     *,
-    task: Task | None = None,
+    task: "Task | None" = None,
     output: Path | str | None = None,
     resume: Resume = "auto",
     changing: Collection[str] = (),
@@ -127,7 +129,7 @@ def run(
                     comm, f"counting attempts in {folder}", lambda: count_attempt(folder, state)
                 )
             progress.note(ready.headline)
-            if recipe.fitness.data == "validation" and _is_same(ready.task):
+            if recipe.fitness.data == "validation" and _is_same(ready.built.task):
                 progress.note(
                     "the validation data is the training data: set data apart in task_options, or"
                     ' say so by fitness.data = "training"'
@@ -154,19 +156,19 @@ def plan(
     prepared yet is told.
     """
     folder = Path(output) if output is not None else None
-    task = together(comm, f"loading task {recipe.task}", lambda: _load_task(recipe))
+    needs = together(comm, f"loading task {recipe.task}", lambda: needs_of(recipe))
     missing: list[Stored] = []
-    for found in comm.allgather(missing_data_of(task)):
+    for found in comm.allgather(needs.missing):
         missing = missing or found
-    data_lines = _data_lines(task)
+    data_lines = _data_lines(needs)
     if ranks is None and not missing:
-        with _prepared(recipe, comm, folder, resume, changing, task) as ready:
+        with _prepared(recipe, comm, folder, resume, changing, None) as ready:
             return plan_text(
                 recipe,
                 ready.headline,
-                ready.learner.layout,
+                needs.layout,
                 ready.topology.num_groups,
-                ready.hyperparameters,
+                ready.built.hyperparameters,
                 folder,
                 [*data_lines, *ready.found.notes],
             )
@@ -175,15 +177,14 @@ def plan(
         found = find_start(recipe, folder, resume, changing)
         size, each = ranks or comm.size, recipe.topology.ranks_per_group
         check_world_size(size, each)
-        layout = Genome(task.model()).layout
         device = recipe.topology.device
         averaging = recipe.topology.gradient_averaging
-        headline = _headline(recipe, size // each, each, averaging, device, layout)
-        declared = drawn_hyperparameters(recipe, task.hyperparameters)
+        headline = _headline(recipe, size // each, each, averaging, device, needs.layout)
+        declared = drawn_hyperparameters(recipe, needs.hyperparameters)
         notes = [*data_lines, *found.notes]
         if missing:
             notes.append(f"missing: {missing_data(missing[0])}")
-        return plan_text(recipe, headline, layout, size // each, declared, folder, notes)
+        return plan_text(recipe, headline, needs.layout, size // each, declared, folder, notes)
 
     return on_root(comm, f"planning task {recipe.task}", text)
 
@@ -196,10 +197,7 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
 
     topology: Topology
     found: Found
-    task: Task
-    learner: NetworkLearner
-    hyperparameters: dict[str, Drawn]
-    device: torch.device
+    built: Built
     headline: str
 
 
@@ -210,9 +208,9 @@ def _prepared(
     folder: Path | None,
     resume: Resume,
     changing: Collection[str],
-    task: Task | None,
+    task: "Task | None",
 ) -> Iterator[_Ready]:
-    """Set up groups, device, averaging, task and model for a `with` block. Collective."""
+    """Make groups and their learner, and look for checkpoints, for a `with` block. Collective."""
     with closed_together(Topology(comm, recipe.topology.ranks_per_group)) as topology:
         if recipe.logging.tensorboard:
             on_root(comm, "looking for TensorBoard", lambda: check_tensorboard(folder))
@@ -221,99 +219,26 @@ def _prepared(
             "looking for checkpoints",
             lambda: find_start(recipe, folder, resume, changing),
         )
-        device = device_of_rank(recipe.topology, topology)
-        _refuse_different(comm, "ranks compute on different kinds of device", device.type)
-        with (
-            closed_together(_start_averaging(recipe, topology, device)) as group,
-            closed_together(NodeMemory(topology.node)) as memory,
-        ):
-            task = task or together(
-                comm,
-                f"loading task {recipe.task}",
-                lambda: _load_task(recipe),
+        with _learner(recipe, topology, task) as built:
+            headline = _headline(
+                recipe,
+                topology.num_groups,
+                topology.ranks_per_group,
+                built.averaging,
+                built.device_type,
+                built.learner.layout,
             )
-            _refuse_different_data(comm, task)
-            data = together(comm, "reading the data", lambda: read_data(task, memory.read))
-            with data_in_memory(task, data):
-                learner, hyperparameters = together(
-                    comm,
-                    f"building the model and data of task {recipe.task}",
-                    lambda: _build(task, recipe, group, device),
-                )
-                fingerprint = together(comm, "comparing the ranks", learner.fingerprint)
-                what = f"task {recipe.task} differs from rank to rank"
-                _refuse_different(comm, what, fingerprint)
-                yield _Ready(
-                    topology=topology,
-                    found=found,
-                    task=task,
-                    learner=learner,
-                    hyperparameters=hyperparameters,
-                    device=device,
-                    headline=_headline(
-                        recipe,
-                        topology.num_groups,
-                        topology.ranks_per_group,
-                        group.name,
-                        device.type,
-                        learner.layout,
-                    ),
-                )
+            yield _Ready(topology=topology, found=found, built=built, headline=headline)
 
 
-def _load_task(recipe: Recipe) -> Task:
-    with pulse.untimed(f"loading task {recipe.task}"):  # code of users
-        return load_task(recipe.task, recipe.task_options)
+def _learner(
+    recipe: Recipe, topology: Topology, task: "Task | None"
+) -> AbstractContextManager[Built]:
+    if task is None and recipe.task == NULL:
+        return null_learner(recipe, topology)
+    from esgd_hpc.learner.build import network_learner  # and with it torch
 
-
-def _start_averaging(recipe: Recipe, topology: Topology, device: torch.device) -> Averaging:
-    world = topology.world
-    name = on_root(
-        world,
-        "choosing gradient averaging",
-        lambda: averaging.resolve(recipe.topology.gradient_averaging, device.type),
-    )
-    together(
-        world,
-        f"starting gradient averaging by {name}",
-        lambda: averaging.check_usable(name, topology.group),
-    )
-    return averaging.start(name, topology.group, device.type)
-
-
-def _build(
-    task: Task, recipe: Recipe, group: Averaging, device: torch.device
-) -> tuple[NetworkLearner, dict[str, Drawn]]:
-    hyperparameters = drawn_hyperparameters(recipe, task.hyperparameters)
-    learner = NetworkLearner(task, recipe, group, device)
-    learner.check_hyperparameters(hyperparameters)
-    return learner, hyperparameters
-
-
-def _refuse_different(comm: "MPI.Comm", what: str, value: str) -> None:
-    """Raise InputError on every rank if the value is not the same on all. Collective."""
-    with pulse.waiting("waiting for all ranks to compare notes"):
-        values = comm.allgather(value)
-    other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
-    if other is not None:
-        raise InputError(
-            f"{what}: rank 0 has {values[0]}, rank {other} has {values[other]}; all ranks must have"
-            " the same"
-        )
-
-
-def _refuse_different_data(comm: "MPI.Comm", task: Task) -> None:
-    """Raise InputError on every rank where one lacks prepared data or sees other data. Collective.
-
-    Ranks of a node read together, so they must agree on what there is to read.
-    """
-    with pulse.waiting("waiting for all ranks to look for data"):
-        found = comm.allgather(missing_data_of(task))
-    for missing in found:
-        if missing:
-            raise missing_data(missing[0])
-    seen = ", ".join(f"{s.name} {s.dtype} {s.shape} from {s.first}" for s in stored_data(task))
-    _refuse_different(comm, "prepared data differs from rank to rank", seen)
+    return network_learner(recipe, topology, task)
 
 
 def _train(
@@ -325,11 +250,11 @@ def _train(
     should_save: Callable[[], bool],
     started: float,
 ) -> RunResult:
-    topology, learner = ready.topology, ready.learner
+    topology, learner = ready.topology, ready.built.learner
     writer = None
     if folder is not None:
         made_by = on_root(topology.world, "looking for what made the run", provenance)
-        made_by["device"] = device_name(ready.device)
+        made_by["device"] = ready.built.device_name
         found = ready.found
         writer = CheckpointWriter(
             folder,
@@ -366,13 +291,13 @@ def _train(
         saving.save(population, history, must=True)
         report(population, history)
     interruption = Interruption(
-        topology, should_stop, _seconds_left(recipe, topology.world, started)
+        topology, should_stop, seconds_left(recipe, topology.world, started)
     )
     if ready.found.path is not None:
-        interruption.expect(*_last_seconds(population, history, topology.world))
+        interruption.expect(*last_seconds(population, history, topology.world))
     setting = Setting(
         recipe=recipe,
-        hyperparameters=ready.hyperparameters,
+        hyperparameters=ready.built.hyperparameters,
         topology=topology,
         learner=learner,
         anchor=anchor,
@@ -397,36 +322,9 @@ def _train(
             learner.layout.size,
         ),
         layout=learner.layout,
-        task=ready.task,
+        task=ready.built.task,
         output=folder,
     )
-
-
-def _seconds_left(recipe: Recipe, world: "MPI.Comm", started: float) -> float | None:
-    """Return how long the run may take from now on, None where nothing says so. Collective."""
-
-    def told() -> float | None:
-        found = []
-        if recipe.run.time_limit:
-            found.append(60.0 * recipe.run.time_limit - (time.monotonic() - started))
-        end = job_end(os.environ)
-        if end is not None:
-            found.append(end - time.time())
-        return max(0.0, min(found)) if found else None
-
-    return on_root(world, "looking for the time limit", told)
-
-
-def _last_seconds(
-    population: Population, history: History, world: "MPI.Comm"
-) -> tuple[float, float]:
-    """Return what the slowest individual and the slowest child took last. Collective."""
-    scored = max((i.seconds for i in population.individuals if i.origin == "offspring"), default=0)
-    steps = history.steps  # on rank 0
-    trained = max((s.seconds for s in steps if s.generation == steps[-1].generation), default=0)
-    with pulse.waiting("waiting for rank 0 to tell of times"):
-        found: tuple[float, float] = world.bcast((float(trained), float(scored)))
-    return found
 
 
 def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights | None, int]:
@@ -437,8 +335,10 @@ def _holder_of_best(population: Population, topology: Topology) -> tuple[Weights
     return population.weights.get(uid), population.owner[uid] * topology.ranks_per_group
 
 
-def _is_same(task: Task) -> bool:
+def _is_same(task: "Task | None") -> bool:
     """Whether a task validates on what it trains on."""
+    if task is None:
+        return False
     data, other = task.training, task.validation
     if isinstance(data, list | tuple) and isinstance(other, list | tuple):
         return len(data) == len(other) and all(map(operator.is_, data, other))
@@ -461,10 +361,8 @@ def _headline(
     )
 
 
-def _data_lines(task: Task) -> list[str]:
+def _data_lines(needs: Needs) -> list[str]:
     """Return how much of prepared data a node holds."""
-    num_bytes = sum(stored.num_bytes for stored in dict.fromkeys(stored_data(task)))
-    told = (
-        f"data: {num_bytes / 2**20:.4g} MiB, once on each node; without test data on each GPU too"
-    )
-    return [told] if num_bytes else []
+    mebibytes = needs.data_bytes / 2**20
+    told = f"data: {mebibytes:.4g} MiB, once on each node; without test data on each GPU too"
+    return [told] if needs.data_bytes else []

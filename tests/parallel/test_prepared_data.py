@@ -178,7 +178,7 @@ def test_a_rank_that_sees_other_data_than_the_rest_leaves_nobody_waiting(
                     writer.append(name, read(stored)[:-1])
         store = open_store("lookup", str(place))
     if how == "planned":
-        monkeypatch.setattr("esgd_hpc.api.load_task", lambda *_: Lookup(store))
+        monkeypatch.setattr("esgd_hpc.tasks.needs.load_task", lambda *_: Lookup(store))
         text = plan(RECIPE, WORLD, output=tmp_path / "run")
         assert "missing: " in text
         assert len(set(WORLD.allgather(text))) == 1

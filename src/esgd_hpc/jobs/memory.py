@@ -10,11 +10,9 @@ def memory_text(job: Job) -> str:
 
     Without data, activations, and what Python, torch and MPI take themselves.
     """
-    from esgd_hpc.genome import Genome
-    from esgd_hpc.tasks import load_task
+    from esgd_hpc.tasks.needs import needs_of
 
-    task = load_task(job.recipe.task, job.recipe.task_options)
-    one = Genome(task.model()).layout.size * 4
+    one = needs_of(job.recipe).layout.size * 4
     leaders = -(-job.ranks_per_node // job.recipe.topology.ranks_per_group)
     held = held_individuals(job.recipe, job.groups)
     needed = leaders * held * one

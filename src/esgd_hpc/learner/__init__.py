@@ -1,6 +1,6 @@
 """What trains and scores one individual at a time, as the generation loop sees it.
 
-    network   a network of torch, data-parallel over the ranks of a group
+    network   a network of torch, data-parallel over the ranks of a group; `build` makes it
     null      nothing: weights without a network, to measure what coordination costs
 
 Ranks of a group call the methods together; "collective" below is over the group.
@@ -9,12 +9,16 @@ Ranks of a group call the methods together; "collective" below is over the group
 import logging
 import traceback
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from esgd_hpc.config import Drawn
 from esgd_hpc.layout import Layout
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
+
+if TYPE_CHECKING:
+    from esgd_hpc.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +101,21 @@ class Learner(Protocol):
 
         Collective; the leader's has all of them. What fails is logged and absent.
         """
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """The learner of a run and what is known of it; complete on every rank."""
+
+    learner: Learner
+    task: "Task | None"
+    """None for the null task."""
+    hyperparameters: dict[str, Drawn]
+    """What a draw covers besides the optimizer."""
+    device_type: str
+    device_name: str
+    """Of this rank's device."""
+    averaging: str
+    """What averages gradients."""
 
 
 def told(error: Exception) -> str:

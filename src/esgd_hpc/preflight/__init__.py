@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from esgd_hpc import pulse
 from esgd_hpc.config import Recipe, TopologySettings
+from esgd_hpc.data.store import missing_data
 from esgd_hpc.errors import EsgdError, InputError
 from esgd_hpc.launch import check_world
 from esgd_hpc.parallel.agreement import closed_together, on_root, together
@@ -34,6 +35,7 @@ from esgd_hpc.preflight import judge
 from esgd_hpc.preflight.facts import Facts, look_around
 from esgd_hpc.preflight.folder import folder_rows
 from esgd_hpc.preflight.rows import Row, Status, failed
+from esgd_hpc.tasks.needs import Needs, needs_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,17 +45,6 @@ MINUTES_TO_ANSWER = 5.0
 """A step that takes longer hangs; thousands of ranks may need a while to import torch."""
 _SLOW = 0.3
 """GB/s between nodes below which MPI is likely not on the fast network."""
-
-
-class Needs(NamedTuple):
-    """What a recipe's task needs, as rank 0 finds by making it."""
-
-    size: int
-    """Values of one individual."""
-    data_bytes: int
-    """Of prepared data on each node."""
-    files: tuple[str, ...]
-    """Prepared files that are there on rank 0."""
 
 
 def check(
@@ -139,7 +130,7 @@ def _rows(
         rows += found
     data_bytes = needs.data_bytes if needs else 0
     if recipe is not None and needs is not None and divides:
-        size = needs.size
+        size = needs.layout.size
         rows += _on_root(
             world,
             "memory",
@@ -147,7 +138,7 @@ def _rows(
         )
     rows += _on_root(world, "memory", lambda: judge.shared_memory_rows(facts, data_bytes))
     pulse.doing(f"writing in {folder}")
-    checkpoint_bytes = 4 * needs.size * recipe.num_parents if recipe and needs else 0
+    checkpoint_bytes = 4 * needs.layout.size * recipe.num_parents if recipe and needs else 0
     kept = recipe.checkpoint.keep if recipe else 0
     rows += folder_rows(world, facts, folder, checkpoint_bytes, kept)
     limit = recipe.run.time_limit if recipe else 0.0
@@ -299,35 +290,22 @@ def _task_rows(
     """Make the task on rank 0, and look for its data on every node. Collective."""
     world = topology.world
     try:
-        needs, missing = on_root(world, f"making task {recipe.task}", lambda: _needs_of(recipe))
+        needs = on_root(world, f"making task {recipe.task}", lambda: needs_of(recipe))
     except EsgdError as error:
         return [failed("task", "task", error)], None
-    model = Row("task", "task", "ok", f"{recipe.task}: {needs.size:,} values an individual")
-    if missing is not None:
-        return [model, failed("task", "data", missing)], needs
-    there = world.allgather(all(os.path.isfile(file) for file in needs.files))
+    size = needs.layout.size
+    model = Row("task", "task", "ok", f"{recipe.task}: {size:,} values an individual")
+    if needs.missing:
+        return [model, failed("task", "data", missing_data(needs.missing[0]))], needs
+    files = dict.fromkeys(str(data.file) for data in needs.stored)
+    there = world.allgather(all(os.path.isfile(file) for file in files))
     without = list(dict.fromkeys(f.host for f, has in zip(facts, there, strict=True) if not has))
-    told = f"{', '.join(needs.files)}: on all nodes" if needs.files else "comes with the task"
+    told = f"{', '.join(files)}: on all nodes" if files else "comes with the task"
     data = Row("task", "data", "ok", told)
     if without:
         data = Row(
             *("task", "data", "failed"),
-            f"{', '.join(needs.files)}: not on {', '.join(without[:4])}",
+            f"{', '.join(files)}: not on {', '.join(without[:4])}",
             "put prepared data on a file system that all nodes share, and name it in ESGD_DATA",
         )
     return [model, data], needs
-
-
-def _needs_of(recipe: Recipe) -> tuple[Needs, InputError | None]:
-    """Make the task; return what it needs, and what to say of data that is missing."""
-    from esgd_hpc.data.store import missing_data
-    from esgd_hpc.genome import Genome
-    from esgd_hpc.tasks import load_task, missing_data_of, stored_data
-
-    task = load_task(recipe.task, recipe.task_options)
-    layout = Genome(task.model()).layout
-    stored = list(dict.fromkeys(stored_data(task)))
-    absent = missing_data_of(task)
-    files = dict.fromkeys(str(data.file) for data in stored if data not in absent)
-    needs = Needs(layout.size, sum(data.num_bytes for data in stored), tuple(files))
-    return needs, missing_data(absent[0]) if absent else None

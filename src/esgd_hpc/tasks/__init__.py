@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from esgd_hpc.errors import InputError
+from esgd_hpc.tasks.null import NULL
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -39,7 +40,7 @@ _BUILT_IN = {
 
 def task_names() -> list[str]:
     """Return the names of the built-in tasks."""
-    return sorted(_BUILT_IN)
+    return sorted([*_BUILT_IN, NULL])
 
 
 def load_task(name: str, options: Mapping[str, Any]) -> "Task":
@@ -48,6 +49,8 @@ def load_task(name: str, options: Mapping[str, Any]) -> "Task":
     A module of the user's is looked for in the current folder first. Raises InputError, and
     nothing else, for whatever is wrong with the name, the module, the options or the task.
     """
+    if name == NULL:
+        raise InputError(f'task = "{NULL}" has no network, which this needs; name another task')
     path = _BUILT_IN.get(name, name)
     module_name, colon, attribute = path.partition(":")
     parts = [*module_name.split("."), attribute]
@@ -58,7 +61,7 @@ def load_task(name: str, options: Mapping[str, Any]) -> "Task":
         )
     module = _import(name, module_name)
     factory = _factory(name, module, attribute)
-    _check_options(name, factory, options)
+    check_options(name, factory, options)
     try:
         task = factory(**options)
     except InputError:
@@ -177,7 +180,8 @@ def _factory(name: str, module: "ModuleType", attribute: str) -> Callable[..., A
     return factory  # type: ignore[no-any-return]
 
 
-def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise InputError where a factory does not take these `task_options`."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # some callables of C have none; the call itself will tell
