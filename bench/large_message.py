@@ -10,8 +10,7 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from esgd_hpc.parallel.exchange import exchange
-from esgd_hpc.population import Transfer, Weights
+from esgd_hpc.parallel.exchange import Exchange
 
 SIZE = 550_000_000
 
@@ -22,14 +21,19 @@ def main() -> None:
     if world.size != 2:
         raise SystemExit("bench/large_message.py: start it on 2 ranks: mpiexec -n 2 ...")
     expected = np.arange(SIZE, dtype=np.float32)
-    arrived: dict[int, Weights] = {}
+    exchange = Exchange(world, SIZE)
     world.Barrier()
     started = time.perf_counter()
-    exchange(world, [Transfer(7, 0, (1,))], lambda _: expected, arrived, SIZE)
+    if world.rank == 0:
+        exchange.send(expected, 1)
+    else:
+        exchange.ask(7, 0)
+        arrived = exchange.get(7)
+    exchange.close()
     seconds = time.perf_counter() - started
     if world.rank == 1:
-        same = np.array_equal(arrived[7].view(np.int32), expected.view(np.int32))
-        gigabytes = arrived[7].nbytes / 1e9
+        same = np.array_equal(arrived.view(np.int32), expected.view(np.int32))
+        gigabytes = arrived.nbytes / 1e9
         rate = gigabytes / seconds
         print(f"{gigabytes:.2f} GB in {seconds:.2f} s, {rate:.2f} GB/s, same bits: {same}")
         if not same:

@@ -1,8 +1,6 @@
 """The generation loop: Algorithm 1 over the ranks of a world."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -56,14 +54,20 @@ def evolve(
             setting.saving.save_underway(population, history, underway)
             return underway
         population.generation = k
-        seconds = underway.seconds
         last = k == recipe.last_generation
         if last and setting.learner.has_final_scores:
-            with _timed(seconds, "final_scores"):
+            with underway.timed("final_scores"):
                 add_final_scores(population, topology, setting.learner)
-        with _timed(seconds, "diversity"):
+        with underway.timed("diversity"):
             diversity = measure_diversity(population, topology, setting.learner.layout)
-        row = generation_row(population, underway.before, recipe, seconds, diversity)
+        row = generation_row(
+            population,
+            underway.before,
+            recipe,
+            underway.seconds,
+            diversity,
+            underway.traffic,
+        )
         check_theorem_1(row, underway.before, population.individuals, recipe)
         history.rows.append(row)
         if topology.world.rank == 0:
@@ -78,7 +82,7 @@ def evolve(
         with pulse.waiting(f"waiting for all ranks at the end of generation {k}"):
             asked = topology.world.allgather(requests)
         stop = any(stop for stop, _ in asked) and not last
-        with _timed(seconds, "checkpoint"):
+        with underway.timed("checkpoint"):
             save = any(save for _, save in asked)
             setting.saving.save(population, history, must=last or stop, asked=save)
         setting.report(population, history)
@@ -95,7 +99,7 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
     """
     recipe, topology, seconds = setting.recipe, setting.topology, underway.seconds
     had_to_train = not underway.is_trained
-    with _timed(seconds, "sgd"):
+    with underway.timed("sgd"):
         is_trained = sgd_step(
             population,
             underway,
@@ -112,7 +116,7 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
     if not is_trained:
         return False
     if recipe.method == "esgd" and underway.generation <= recipe.generations:
-        with _timed(seconds, "evolution"):
+        with underway.timed("evolution"):
             while underway.steps < recipe.evolution.steps:
                 if not evolution_step(
                     population,
@@ -208,10 +212,3 @@ def check_theorem_1(
         f" {recipe.num_elite}-elitist average fitness rose to {row.elite_average!r};"
         f" elite before (uid: fitness) {elite(before)}; after {elite(after)}"
     )
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

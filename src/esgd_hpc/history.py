@@ -19,6 +19,13 @@ OPTIMIZERS: tuple[OptimizerName, ...] = ("none", "sgd", "adam")
 """What an individual was last trained by; none before its first SGD step."""
 
 
+EVOLUTION = ("planning", "exchange", "making", "scoring", "evolution")
+"""Phases of an evolution step: rank 0 decides; waiting for weights; making children; scoring them;
+the rest, which is above all waiting for other groups."""
+
+TRAFFIC = ("moved", "least")
+"""Of the bytes between groups: those that travel, and those that must."""
+
 BirthOrigin = Literal["initial", "offspring", "anchor", "unknown"]
 
 
@@ -51,8 +58,16 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     individuals_by_optimizer: dict[OptimizerName, int] = {}
     seconds: dict[str, float] = {}
     """Wall time of rank 0 by phase: sgd, idle (how much of the SGD step a group waited for the
-    slowest, on average; not in sgd), evolution, diversity, checkpoint (how long training waits for
-    it; not yet known in the file that it is about)."""
+    slowest, on average; not in sgd), those of the evolution step, diversity, checkpoint (how long
+    training waits for it; not yet known in the file that it is about)."""
+    traffic: dict[str, int] = {}
+    """Bytes of weights between groups: moved, and least, were each vector moved once at most."""
+
+    @property
+    def evolution_seconds(self) -> float | None:
+        """Wall time of the evolution steps, None without any."""
+        found = [self.seconds[phase] for phase in EVOLUTION if phase in self.seconds]
+        return sum(found) if found else None
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,6 +253,7 @@ def generation_row(
     recipe: Recipe,
     seconds: dict[str, float],
     diversity: Mapping[str, float] = {},
+    traffic: dict[str, int] | None = None,
 ) -> GenerationRow:
     """Return the numbers of a generation.
 
@@ -274,4 +290,5 @@ def generation_row(
         },
         individuals_by_optimizer={o: optimizers.count(o) for o in OPTIMIZERS},
         seconds=seconds,
+        traffic=traffic or {},
     )

@@ -16,7 +16,7 @@ def held_individuals(recipe: Recipe, num_groups: int) -> int:
     """Return how many individuals a leader holds at most while it exchanges."""
     rho = recipe.evolution.parents_per_child
     own = most_owned(recipe.num_parents, num_groups)
-    on_loan = max(LOANS, rho if isinstance(rho, int) else max(rho))
+    on_loan = max(LOANS, 2 * (rho if isinstance(rho, int) else max(rho)))
     # Its own and parents on loan, its chosen children, a child, and what is being written.
     held = min(own + on_loan, recipe.num_parents) + own + 1
     return held + (own if recipe.checkpoint.background else 0)

@@ -114,10 +114,15 @@ class Population(msgspec.Struct, kw_only=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """An individual's weights on their way from one leader to others."""
+    """An individual's weights on their way from one leader to another."""
 
     uid: int
     source: int
-    targets: tuple[int, ...]
-    to_all: bool = False
-    """Whether it is broadcast, and those that are no targets forget it at once."""
+    target: int
+
+
+class Broadcast(msgspec.Struct, frozen=True):
+    """An individual's weights on their way from one leader to all others."""
+
+    uid: int
+    source: int

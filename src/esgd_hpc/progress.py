@@ -125,13 +125,14 @@ def _is_terminal(out: TextIO) -> bool:
 def _cells(recipe: Recipe, history: Sequence[GenerationRow]) -> list[str]:
     row = history[-1]
     name = "fine-tuning" if row.generation > recipe.generations else str(row.generation)
+    seconds = (row.seconds.get("sgd"), row.evolution_seconds, row.seconds.get("checkpoint"))
     share = f"{row.elite_offspring_fraction:.0%}" if recipe.method == "esgd" else ""
     return [
         f"{name}/{recipe.generations}",
         f"{row.best:.6g}",
         f"{row.elite_average:.6g}",
         share if row.generation else "",
-        *(f"{row.seconds[phase]:.2f} s" if phase in row.seconds else "" for phase in PHASES),
+        *("" if value is None else f"{value:.2f} s" for value in seconds),
         _time_left(recipe, history),
     ]
 

@@ -5,7 +5,7 @@ from it by what computes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -31,9 +31,24 @@ def doing(what: str) -> None:
     _pulse.doing, _pulse.since = what, time.monotonic()
 
 
+_also: list[Callable[[], None]] = []
+
+
 def progress() -> None:
     """Say that what goes on has come a step further."""
     _pulse.since = time.monotonic()
+    for action in _also:
+        action()
+
+
+@contextmanager
+def also(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` at each step of progress in the `with` block: what must go on beside it."""
+    _also.append(action)
+    try:
+        yield
+    finally:
+        _also.pop()
 
 
 @contextmanager

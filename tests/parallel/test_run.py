@@ -17,7 +17,7 @@ from esgd_hpc.api import RunResult
 from esgd_hpc.checkpoint.reader import open_checkpoint
 from esgd_hpc.checkpoint.verify import verify_checkpoint
 from esgd_hpc.config import Choice, Drawn, Range
-from esgd_hpc.evolution import placement, plan, step
+from esgd_hpc.evolution import making, placement, plan
 from esgd_hpc.population import HyperparameterValue, Transfer
 from esgd_hpc.progress import Silent
 from esgd_hpc.tasks.base import Batch, ClassificationTask
@@ -136,13 +136,13 @@ def test_neither_moves_nor_parents_that_come_twice_change_a_bit(
     monkeypatch.setattr(placement.Costs, "seconds", lambda _, draw: draw.learning_rate)
     monkeypatch.setattr(plan, "LOANS", 1)
     moved: list[Transfer] = []
-    move = step._Maker.move
+    move = making.Maker.move
 
     def watched(maker: Any, transfers: list[Transfer], weights: Any) -> None:
         moved.extend(transfers)
         move(maker, transfers, weights)
 
-    monkeypatch.setattr(step._Maker, "move", watched)
+    monkeypatch.setattr(making.Maker, "move", watched)
     assert digest(esgd_hpc.run(settings, WORLD, task=Blobs()), WORLD) == expected
     assert any(transfer.uid < settings.num_parents for transfer in moved)
 

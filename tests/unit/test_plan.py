@@ -22,11 +22,10 @@ from esgd_hpc.evolution.plan import (
     Traffic,
     draw_children,
     is_broadcast_cheaper,
-    last_uses,
-    plan_rounds,
+    plan_stages,
     traffic,
 )
-from esgd_hpc.population import Individual, Transfer
+from esgd_hpc.population import Broadcast, Individual, Transfer
 from esgd_hpc.recipe_file import recipe_from
 
 
@@ -57,11 +56,11 @@ def instances(draw: st.DrawFn) -> Instance:
     return Instance(num_groups, owner, children, anchor)
 
 
-# Rounds -------------------------------------------------------------------------------------------
+# Stages -------------------------------------------------------------------------------------------
 
 
 @given(instances(), st.data())
-def test_in_each_round_a_group_has_the_parents_and_no_more_than_the_loans(
+def test_in_each_stage_a_group_has_the_parents_and_no_more_than_the_loans(
     instance: Instance, data: st.DataObject
 ) -> None:
     # A chosen child is made again where it will live, which need not be near its parents.
@@ -69,58 +68,84 @@ def test_in_each_round_a_group_has_the_parents_and_no_more_than_the_loans(
     maker = {child.uid: data.draw(st.sampled_from(groups)) for child in instance.children}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "LOANS", data.draw(st.integers(1, 6)))
-        rounds = plan_rounds(instance.children, maker, instance.owner, instance.num_groups)
+        made_plan = plan_stages(instance.children, maker, instance.owner, instance.num_groups)
         loans = plan.LOANS
-    held: list[set[int]] = [set() for _ in groups]
-    ever: list[set[int]] = [set() for _ in groups]
     made: list[Child] = []
-    received, most_borrowed = [0] * instance.num_groups, 0
-    for each in rounds:
-        assert each.makings, "a round in which nobody does anything"
-        for transfer in each.transfers:
-            assert transfer.source == instance.owner[transfer.uid]
-            assert transfer.source not in transfer.targets, "borrowed by its owner"
-            for group in transfer.targets:
-                assert transfer.uid not in held[group], "borrowed again while it is held"
-                held[group].add(transfer.uid)
-                ever[group].add(transfer.uid)
-            for group in groups:
-                wants_it = group in transfer.targets
-                received[group] += wants_it or (transfer.to_all and group != transfer.source)
-        most_borrowed = max(most_borrowed, *map(len, held))
-        for group, making in each.makings.items():
-            for child in making.children:
+    received, least, most_borrowed = [0] * instance.num_groups, 0, 0
+    for group, stages in enumerate(made_plan.stages):
+        held = {b.uid for b in made_plan.broadcasts if b.source != group}
+        received[group] += len(held)
+        ever = set(held)
+        for number, stage in enumerate(stages):
+            assert set(stage.forget) <= held
+            held -= set(stage.forget)
+            for transfer in stage.borrow:
+                assert transfer.source == instance.owner[transfer.uid]
+                assert transfer.target == group != transfer.source
+                assert transfer.uid not in held, "borrowed again while it is held"
+                held.add(transfer.uid)
+                ever.add(transfer.uid)
+                received[group] += 1
+            coming = stages[number + 1].borrow if number + 1 < len(stages) else ()
+            assert stage.children, "a stage in which nothing is made"
+            lacked = [
+                u for c in stage.children for u in c.parents if instance.owner.get(u) != group
+            ]
+            next_children = stages[number + 1].children if number + 1 < len(stages) else ()
+            lacked += [
+                u for c in next_children for u in c.parents if instance.owner.get(u) != group
+            ]
+            assert len(held) + len(coming) <= max(loans, len(set(lacked)))
+            most_borrowed = max(most_borrowed, len(held) + len(coming))
+            for child in stage.children:
                 assert maker[child.uid] == group
                 for uid in child.parents:
                     owned = instance.owner.get(uid) == group
-                    assert owned or uid == instance.anchor or uid in held[group]
-            rho = max(len(child.parents) for child in making.children)
-            assert len(held[group]) <= max(loans, rho)
-            made.extend(making.children)
-            assert set(making.give_back) <= held[group]
-            held[group] -= set(making.give_back)
-    assert held == [set()] * instance.num_groups
-    assert sorted(child.uid for child in made) == [child.uid for child in instance.children]
-    assert all(child in instance.children for child in made)
-    # Everything that was borrowed was needed, and the count is what was seen.
-    for group in groups:
+                    assert owned or uid == instance.anchor or uid in held
+            made.extend(stage.children)
+        # Everything that was borrowed was needed.
         mine = [child for child in instance.children if maker[child.uid] == group]
         needed = {uid for child in mine for uid in child.parents}
-        assert ever[group] == {u for u in needed if instance.owner.get(u, group) != group}
-    counted = traffic(rounds, [Transfer(99, 0, (0,))], instance.num_groups)
+        needed = {u for u in needed if instance.owner.get(u, group) != group}
+        assert ever - {b.uid for b in made_plan.broadcasts} <= needed <= ever
+        least += len(needed)
+    assert sorted(child.uid for child in made) == [child.uid for child in instance.children]
+    assert all(child in instance.children for child in made)
+    # The count is what was seen.
+    counted = traffic(made_plan, [Transfer(99, 1, 0)])
     received[0] += 1
     assert counted == Traffic(
-        received=tuple(received),
-        least=sum(map(len, ever)) + 1,
-        most_borrowed=most_borrowed,
+        received=tuple(received), least=least + 1, most_borrowed=most_borrowed
     )
     assert counted.moved_bytes(1000) == 4000 * sum(received)
-    assert last_uses(rounds).keys() == {u for child in made for u in child.parents}
-    for uid, last in last_uses(rounds).items():
-        users = [uid in c.parents for m in rounds[last].makings.values() for c in m.children]
-        assert any(users)
-        later = [m for each in rounds[last + 1 :] for m in each.makings.values()]
-        assert not any(uid in child.parents for making in later for child in making.children)
+    assert counted.least_bytes(1000) == 4000 * (least + 1)
+
+
+@given(instances(), st.data())
+def test_what_each_group_sends_is_what_the_others_ask_it_for_in_their_order(
+    instance: Instance, data: st.DataObject
+) -> None:
+    groups = range(instance.num_groups)
+    maker = {child.uid: data.draw(st.sampled_from(groups)) for child in instance.children}
+    made = plan_stages(instance.children, maker, instance.owner, instance.num_groups)
+    parts = made.parts()
+    assert [part.stages for part in parts] == list(made.stages)
+    for source, part in enumerate(parts):
+        for target in groups:
+            asked = [t for stage in parts[target].stages for t in stage.borrow]
+            asked = [t for t in asked if t.source == source]
+            assert [t for t in part.sends if t.target == target] == asked
+
+
+def test_the_first_children_of_a_group_wait_for_nobody() -> None:
+    """While they are made and scored, the parents of the next ones are on their way."""
+    owner = {0: 0, 1: 0, 2: 1, 3: 1}
+    children = [Child(uid=10, parents=(0, 2)), Child(uid=11, parents=(1, 0))]
+    made = plan_stages(children, {10: 0, 11: 0}, owner, 2)
+    first, second = made.stages[0]
+    assert (first.borrow, first.children) == ((), (children[1],))
+    assert (second.borrow, second.children) == ((Transfer(2, 1, 0),), (children[0],))
+    assert made.stages[1] == ()
 
 
 @pytest.mark.parametrize(
@@ -148,21 +173,22 @@ def test_the_bytes_moved_are_near_the_minimum_of_the_placement(
     parents_of = {child.uid: child.parents for child in children}
     maker = place_children(parents_of, owner, [1.0] * num_groups)
     lacked = {(maker[c.uid], u) for c in children for u in c.parents if owner[u] != maker[c.uid]}
-    counted = traffic(plan_rounds(children, maker, owner, num_groups), [], num_groups)
+    counted = traffic(plan_stages(children, maker, owner, num_groups), [])
     assert counted.least == len(lacked)
     assert counted.moved_bytes(1000) <= limit * 4000 * len(lacked)
     assert counted.most_borrowed <= plan.LOANS
 
 
-def test_a_group_that_has_no_room_meets_the_others_more_often(
+def test_a_group_that_has_no_room_lets_go_of_loans_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "LOANS", 2)
     owner = {uid: uid for uid in range(6)}
     children = [Child(uid=10 + n, parents=(n, n + 1)) for n in range(1, 5)]
-    rounds = plan_rounds(children, dict.fromkeys([11, 12, 13, 14], 0), owner, 6)
-    assert [len(r.makings[0].children) for r in rounds] == [1, 1, 1, 1]
-    assert sum(len(r.transfers) for r in rounds) == 5  # each parent once
+    made = plan_stages(children, dict.fromkeys([11, 12, 13, 14], 0), owner, 6)
+    assert [len(stage.children) for stage in made.stages[0]] == [1, 1, 1, 1]
+    assert sum(len(stage.borrow) for stage in made.stages[0]) == 5  # each parent once
+    assert traffic(made, []).most_borrowed == 3  # those of two children in a row
 
 
 def test_a_parent_that_the_next_child_needs_too_is_borrowed_once() -> None:
@@ -172,19 +198,34 @@ def test_a_parent_that_the_next_child_needs_too_is_borrowed_once() -> None:
         Child(uid=11, parents=(2,)),
         Child(uid=12, parents=(1, 0)),
     ]
-    rounds = plan_rounds(children, dict.fromkeys([10, 11, 12], 1), owner, 2)
-    assert sorted(t.uid for each in rounds for t in each.transfers) == [0, 1]
+    made = plan_stages(children, dict.fromkeys([10, 11, 12], 1), owner, 2)
+    assert sorted(t.uid for stage in made.stages[1] for t in stage.borrow) == [0, 1]
 
 
 def test_what_nearly_everyone_wants_is_broadcast_by_its_owner() -> None:
     owner = {uid: uid for uid in range(8)}
     children = [Child(uid=10 + n, parents=(n, 0)) for n in range(1, 8)]
     maker = {10 + n: n for n in range(1, 8)}
-    (only,) = plan_rounds(children, maker, owner, 8)
-    assert only.transfers == (Transfer(0, 0, (1, 2, 3, 4, 5, 6, 7), to_all=True),)
+    made = plan_stages(children, maker, owner, 8)
+    assert made.broadcasts == (Broadcast(0, 0),)
+    assert not any(stage.borrow for stages in made.stages for stage in stages)
     # One group does without: the others get it one by one.
-    (only,) = plan_rounds(children[:-1], maker, owner, 8)
-    assert only.transfers == (Transfer(0, 0, (1, 2, 3, 4, 5, 6)),)
+    made = plan_stages(children[:-1], maker, owner, 8)
+    assert made.broadcasts == ()
+    asked = [stage.borrow for stages in made.stages for stage in stages]
+    assert asked == [(Transfer(0, 0, target),) for target in range(1, 7)]
+
+
+def test_no_more_is_broadcast_than_half_of_the_loans() -> None:
+    owner = {uid: uid for uid in range(16)}
+    children = [
+        Child(uid=100 + 16 * a + b, parents=(a, b)) for a in range(16) for b in range(16) if a != b
+    ]
+    made = plan_stages(children, {c.uid: c.parents[0] for c in children}, owner, 16)
+    assert len(made.broadcasts) == plan.LOANS // 2
+    counted = traffic(made, [])
+    assert counted.received == (15,) * 16
+    assert counted.most_borrowed <= plan.LOANS
 
 
 @pytest.mark.parametrize(

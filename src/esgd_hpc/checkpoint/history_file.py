@@ -38,6 +38,7 @@ from esgd_hpc.checkpoint.tables import (
 from esgd_hpc.errors import InputError
 from esgd_hpc.history import (
     OPTIMIZERS,
+    TRAFFIC,
     Birth,
     GenerationRow,
     History,
@@ -65,6 +66,7 @@ _MEANINGS = {
 _SINCE_FORMAT_2 = ("best_ever", "lower_quartile", "upper_quartile", "diversity")
 
 _SECONDS = "seconds_"
+_BYTES = "bytes_"
 _DIVERSITY = "diversity_"
 _INDIVIDUALS = "individuals_"
 _PHASE = re.compile(r"[a-z_]+")
@@ -168,6 +170,11 @@ def _write_rows(group: h5py.Group, rows: Sequence[GenerationRow]) -> list[h5py.D
         seconds = [row.seconds.get(phase, math.nan) for row in rows]
         columns.append(floats(_SECONDS + phase, seconds, f"wall time of {phase}"))
         columns[-1].attrs["units"] = "s"
+    for name in [n for n in TRAFFIC if any(n in row.traffic for row in rows)]:
+        values = [row.traffic.get(name, 0) for row in rows]
+        columns.append(group.create_dataset(_BYTES + name, data=_int64(values)))
+        columns[-1].attrs["long_name"] = f"weights between groups, {name}"
+        columns[-1].attrs["units"] = "byte"
     return columns
 
 
@@ -282,6 +289,7 @@ def _read_rows(group: h5py.Group, version: int) -> list[GenerationRow]:
     if len(phases) > _MAX_PHASES:  # hard links could make any number of them
         raise InputError(f"{group.file.filename}: {len(phases)} columns of {_SECONDS}*")
     seconds = {name.removeprefix(_SECONDS): column(name) for name in phases}
+    traffic = {name: column(_BYTES + name, "<i8") for name in TRAFFIC if _BYTES + name in group}
     names = [] if version == 1 else OPTIMIZERS
     diversity = {name: column(_DIVERSITY + name) for name in names}
     counts = {name: column(_INDIVIDUALS + name, "<i8") for name in names}
@@ -292,6 +300,7 @@ def _read_rows(group: h5py.Group, version: int) -> list[GenerationRow]:
             best_uid=best_uids[row],
             theorem_1_holds=holds[row] == "true",
             seconds=_known(seconds, row),
+            traffic={name: values[row] for name, values in traffic.items() if values[row]},
             best_optimizer=optimizers[row],  # type: ignore[arg-type]
             diversity_by_optimizer=_known(diversity, row),
             individuals_by_optimizer={name: values[row] for name, values in counts.items()},

@@ -1,13 +1,14 @@
-"""What children there are, in what order groups make them, and which parents travel for that.
+"""What children there are, in what order each group makes them, and which parents travel for that.
 
-Pure planning, done on rank 0 and broadcast. A plan is a list of rounds. In a round each group makes
-some children, one after another; before them, the parents that it lacks come from their owners. A
-borrowed parent stays until the group is done with it, so that it comes once.
+Pure planning, done on rank 0. A group makes its children in stages. While it makes those of one
+stage, the parents that the next one lacks are on their way from their owners; a parent on loan
+stays until the group is done with it, so that it comes once. Owners send whenever they can, so
+groups do not wait for one another. What nearly all groups lack is broadcast before.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,10 +17,11 @@ from esgd_hpc import rng
 from esgd_hpc.config import Recipe
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution import operators
-from esgd_hpc.population import Individual, Transfer
+from esgd_hpc.population import Broadcast, Individual, Transfer
 
 LOANS = 12
-"""Parents that a leader has on loan at most, or as many as a child lacks where that is more."""
+"""Parents on loan or on their way that a leader has room for, or as many as the children of two
+stages in a row lack where that is more."""
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,35 +37,62 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
     """An anchor that was chosen: its one parent, bit for bit."""
 
 
-class Making(msgspec.Struct, frozen=True, kw_only=True):
-    """What one group does in one round."""
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some children that one group makes, one after another, out of the same parents on loan."""
 
+    forget: tuple[int, ...]
+    """uids of loans that it is done with, or has no room for, when the stage begins."""
+    borrow: tuple[Transfer, ...]
+    """What it lacks; asked for when the stage before begins."""
     children: tuple[Child, ...]
-    give_back: tuple[int, ...] = ()
-    """Borrowed uids that the group forgets after them."""
 
 
-class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """Parents that travel, then children that groups make, one after another in each."""
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How some children are made: what is broadcast, then the stages of each group."""
 
-    transfers: tuple[Transfer, ...]
-    makings: dict[int, Making]
-    """By group; those without children in this round are absent."""
+    broadcasts: tuple[Broadcast, ...]
+    stages: tuple[tuple[Stage, ...], ...]
+    """By group."""
+
+    def parts(self) -> list["Part"]:
+        """Return what concerns each group."""
+        sends: list[list[Transfer]] = [[] for _ in self.stages]
+        for stages in self.stages:
+            for stage in stages:
+                for transfer in stage.borrow:
+                    sends[transfer.source].append(transfer)
+        return [
+            Part(broadcasts=self.broadcasts, sends=tuple(some), stages=stages)
+            for some, stages in zip(sends, self.stages, strict=True)
+        ]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What one group does of a plan."""
+
+    broadcasts: tuple[Broadcast, ...]
+    sends: tuple[Transfer, ...]
+    """In the order in which each target asks for them."""
+    stages: tuple[Stage, ...]
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan moves, in vectors of one individual; `vector_bytes` has their size."""
+    """What a plan moves, in vectors of one individual."""
 
     received: tuple[int, ...]
     """By group, with what a broadcast brings to groups that have no use for it."""
     least: int
     """What it would take if each group got each vector that it lacks exactly once."""
     most_borrowed: int
-    """Most vectors that a group has on loan at a time."""
+    """Most vectors that a group has on loan, or on their way to it, at a time."""
 
     def moved_bytes(self, size: int) -> int:
         """Return the bytes of all groups together, for flat vectors of shape [size]."""
         return sum(self.received) * size * np.dtype(np.float32).itemsize
+
+    def least_bytes(self, size: int) -> int:
+        """Return the bytes of `least`, for flat vectors of shape [size]."""
+        return self.least * size * np.dtype(np.float32).itemsize
 
 
 def draw_children(
@@ -108,85 +137,82 @@ def draw_children(
     return children
 
 
-def plan_rounds(
+def plan_stages(
     children: Sequence[Child],
     maker: Mapping[int, int],
     owner: Mapping[int, int],
     num_groups: int,
-) -> list[Round]:
-    """Order the children of each group and say what it borrows and gives back around them.
+) -> Plan:
+    """Order the children of each group and say what it borrows and forgets between them.
 
-    `owner` maps uid to group; a parent without owner (the anchor) is at hand everywhere. Groups
-    meet once a round, so a round has all children whose missing parents fit in `LOANS`.
+    `owner` maps uid to group; a parent without owner (the anchor) is at hand everywhere.
     """
-    lacking: list[dict[frozenset[int], list[Child]]] = [{} for _ in range(num_groups)]
+    lacking: list[dict[tuple[int, ...], list[Child]]] = [{} for _ in range(num_groups)]
     for child in children:
         group = maker[child.uid]
-        needed = frozenset(uid for uid in child.parents if owner.get(uid, group) != group)
-        lacking[group].setdefault(needed, []).append(child)
-    # Who is wanted by many comes first, so that they want it at the same time.
-    wanted = Counter(uid for sets in lacking for uid in frozenset().union(*sets))
-    parts = [_parts(sets, wanted) for sets in lacking]
-    rounds = []
-    for number in range(max(map(len, parts), default=0)):
-        targets: dict[int, list[int]] = {}
-        makings = {}
-        for group, some in enumerate(parts):
-            if number < len(some):
-                borrow, makings[group] = some[number]
-                for uid in borrow:
-                    targets.setdefault(uid, []).append(group)
-        transfers = tuple(
-            Transfer(uid, owner[uid], tuple(groups), is_broadcast_cheaper(len(groups), num_groups))
-            for uid, groups in sorted(targets.items())
-        )
-        rounds.append(Round(transfers=transfers, makings=makings))
-    return rounds
+        lacked = tuple(sorted(u for u in child.parents if owner.get(u, group) != group))
+        lacking[group].setdefault(lacked, []).append(child)
+    wanted = Counter(uid for sets in lacking for uid in {u for lacked in sets for u in lacked})
+    broadcasts = tuple(
+        Broadcast(uid, owner[uid])
+        for uid, count in wanted.most_common(LOANS // 2)
+        if is_broadcast_cheaper(count, num_groups)
+    )
+    return Plan(
+        broadcasts=broadcasts,
+        stages=tuple(
+            tuple(_stages(sets, [b.uid for b in broadcasts if b.source != group], owner, group))
+            for group, sets in enumerate(lacking)
+        ),
+    )
 
 
-def _parts(
-    waiting: dict[frozenset[int], list[Child]], wanted: Mapping[int, int]
-) -> list[tuple[list[int], Making]]:
-    """Cut one group's children, by the parents they lack, into rounds, each with what it borrows.
+def _stages(
+    waiting: dict[tuple[int, ...], list[Child]],
+    come: Sequence[int],
+    owner: Mapping[int, int],
+    group: int,
+) -> Iterator[Stage]:
+    """Yield the stages of one group's children, given by the parents that they lack.
 
-    Next come those that need the fewest new loans, so that loans are done with early.
+    `come` has what is broadcast. Next are those that need the fewest new loans, so that the first
+    ones need none and loans are done with early.
     """
-    uses = Counter(uid for needed in waiting for uid in needed)
-    held: set[int] = set()
+    uses = Counter(uid for lacked in waiting for uid in lacked)
+    held = set(come)
 
-    def next_set() -> frozenset[int]:
+    def next_lacked() -> tuple[int, ...]:
         return min(
             waiting,
-            key=lambda needed: (
-                len(needed - held),
-                -len(needed),
-                sum(uses[uid] for uid in needed - held),
-                -sum(wanted[uid] for uid in needed - held),
-                sorted(needed),
+            key=lambda lacked: (
+                sum(uid not in held for uid in lacked),
+                -len(lacked),
+                sum(uses[uid] for uid in lacked if uid not in held),
+                lacked,
             ),
         )
 
-    parts = []
+    lacked = next_lacked() if waiting else ()
     while waiting:
-        needed = next_set()
-        borrow: set[int] = set()
-        some: list[Child] = []
-        while len(held | needed) <= max(LOANS, len(needed)):
-            borrow |= needed - held
-            held |= needed
-            uses.subtract(needed)
-            some += waiting.pop(needed)
-            if not waiting:
-                break
-            needed = next_set()
-        free = {uid for uid in held if not uses[uid]}
-        if waiting:  # the next ones must have room, even where that means to borrow again
-            needed = next_set()
-            rest = sorted(held - free - needed, key=lambda uid: (uses[uid], uid))
-            free.update(rest[: max(0, len((held - free) | needed) - LOANS)])
-        held -= free
-        parts.append((sorted(borrow), Making(children=tuple(some), give_back=tuple(sorted(free)))))
-    return parts
+        borrow = [uid for uid in lacked if uid not in held]
+        held.update(borrow)
+        children = waiting.pop(lacked)
+        uses.subtract(lacked)
+        following = next_lacked() if waiting else ()
+        others = held.difference(lacked, following)
+        forget = {uid for uid in others if not uses[uid]}
+        # The next ones must have room, even where that means to borrow again.
+        room = max(LOANS, len({*lacked, *following}))
+        least_used = sorted(others - forget, key=lambda uid: (uses[uid], uid))
+        missing = len(held.union(following)) - len(forget) - room
+        forget.update(least_used[: max(0, missing)])
+        held -= forget
+        yield Stage(
+            forget=tuple(sorted(forget)),
+            borrow=tuple(Transfer(uid, owner[uid], group) for uid in borrow),
+            children=tuple(children),
+        )
+        lacked = following
 
 
 def is_broadcast_cheaper(num_targets: int, num_groups: int) -> bool:
@@ -198,34 +224,23 @@ def is_broadcast_cheaper(num_targets: int, num_groups: int) -> bool:
     return num_targets > math.log2(num_groups) + 1 and others <= 1.05 * num_targets
 
 
-def traffic(rounds: Sequence[Round], moves: Sequence[Transfer], num_groups: int) -> Traffic:
-    """Count what the transfers of a plan, and the moves beside them, bring to each group."""
-    received, held = [0] * num_groups, [set[int]() for _ in range(num_groups)]
-    lacked = [set[int]() for _ in range(num_groups)]
-    most_borrowed = 0
-    for each in rounds:
-        for transfer in each.transfers:
-            for group in transfer.targets:
-                held[group].add(transfer.uid)
-                lacked[group].add(transfer.uid)
-        most_borrowed = max(most_borrowed, *map(len, held))
-        for group, making in each.makings.items():
-            held[group].difference_update(making.give_back)
-    transfers = [*(t for each in rounds for t in each.transfers), *moves]
-    for transfer in transfers:
-        everyone = set(range(num_groups)) - {transfer.source}
-        for group in everyone if transfer.to_all else transfer.targets:
-            received[group] += 1
-    least = sum(map(len, lacked)) + sum(len(move.targets) for move in moves)
+def traffic(plan: Plan, moves: Sequence[Transfer]) -> Traffic:
+    """Count what a plan, and the moves beside it, bring to each group."""
+    received = [0] * len(plan.stages)
+    least, most_borrowed = len(moves), 0
+    for group, stages in enumerate(plan.stages):
+        held = {b.uid for b in plan.broadcasts if b.source != group}
+        received[group] += len(held)
+        useful = {uid for stage in stages for c in stage.children for uid in c.parents}
+        lacked = held & useful
+        for number, stage in enumerate(stages):
+            held -= set(stage.forget)
+            held.update(transfer.uid for transfer in stage.borrow)
+            lacked.update(transfer.uid for transfer in stage.borrow)
+            received[group] += len(stage.borrow)
+            coming = stages[number + 1].borrow if number + 1 < len(stages) else ()
+            most_borrowed = max(most_borrowed, len(held) + len(coming))
+        least += len(lacked)
+    for move in moves:
+        received[move.target] += 1
     return Traffic(received=tuple(received), least=least, most_borrowed=most_borrowed)
-
-
-def last_uses(rounds: Sequence[Round]) -> dict[int, int]:
-    """Return the number of the last round in which each parent is needed, by uid."""
-    return {
-        uid: number
-        for number, each in enumerate(rounds)
-        for making in each.makings.values()
-        for child in making.children
-        for uid in child.parents
-    }

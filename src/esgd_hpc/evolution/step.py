@@ -7,7 +7,8 @@ their groups, one at a time. A child that is chosen is made again where it will 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -15,23 +16,17 @@ import numpy as np
 from esgd_hpc import pulse, rng
 from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.evolution import operators
+from esgd_hpc.evolution.making import Maker
 from esgd_hpc.evolution.placement import (
     Costs,
     choose_makers,
     place_children,
     place_population,
 )
-from esgd_hpc.evolution.plan import (
-    Child,
-    Round,
-    draw_children,
-    last_uses,
-    plan_rounds,
-    traffic,
-)
+from esgd_hpc.evolution.plan import Child, Part, Plan, draw_children, plan_stages, traffic
 from esgd_hpc.learner import IndividualFailed, Learner
-from esgd_hpc.parallel.agreement import first_told, on_root
-from esgd_hpc.parallel.exchange import exchange, gather_records
+from esgd_hpc.parallel.agreement import first_told, from_root
+from esgd_hpc.parallel.exchange import gather_on_root
 from esgd_hpc.parallel.interruption import Interruption
 from esgd_hpc.parallel.topology import Topology
 from esgd_hpc.population import NOT_FINITE, Individual, Population, Transfer, Weights
@@ -39,6 +34,8 @@ from esgd_hpc.sgd.optimizers import draw_optimizer
 from esgd_hpc.underway import Underway
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Anchor(msgspec.Struct, frozen=True):
@@ -49,15 +46,16 @@ class Anchor(msgspec.Struct, frozen=True):
     """On leaders, None elsewhere."""
 
 
-class Selected(msgspec.Struct, frozen=True):
-    """What rank 0 decides after the children are scored."""
+class Selected(msgspec.Struct, frozen=True, kw_only=True):
+    """What rank 0 decides after the children are scored, for one group."""
 
     individuals: list[Individual]
     owner: dict[int, int]
     """Of all of them."""
     moves: list[Transfer]
     """Survivors that come to live elsewhere, before the chosen children are made again."""
-    rounds: list[Round]
+    part: Part
+    """How the group makes its chosen children."""
     births: list[Transfer]
     """Chosen children that were made elsewhere than where they will live."""
 
@@ -78,85 +76,29 @@ def evolution_step(
     Children that are scored already are not made again. Returns whether the step is done; if not,
     the run is to stop. Raises RunError where no individual can be a parent.
     """
-    world, groups = topology.world, topology.num_groups
-    generation, step = underway.generation, underway.steps + 1
-    done = {record.uid for record in underway.scored}
-    # The anchor has no owner: its weights are at hand on every leader.
-    parents = population.individuals + ([anchor.record] if anchor else [])
-
-    def plan_children() -> tuple[list[Child], list[Round]]:
-        children = draw_children(recipe, parents, population.next_uid, generation, step)
-        left = [child for child in children if child.uid not in done]
-        paces = Costs(underway.trained, population.trained_by, groups).paces
-        makers = place_children({c.uid: c.parents for c in left}, population.owner, paces)
-        rounds = plan_rounds(left, makers, population.owner, groups)
-        _tell_traffic("scoring children", rounds, [], topology, learner)
-        return children, rounds
-
-    children, rounds = on_root(world, "planning the children", plan_children)
-    maker = _Maker(population, topology, learner, recipe, anchor)
-    scored: list[Individual] = []
-    maker.carry_out(
-        rounds,
-        lambda child, weights: scored.append(maker.score(child, weights, generation)),
-        lambda: interruption.should_stop(
-            max([interruption.scoring, *(record.seconds for record in scored)])
-        ),
-    )
-    interruption.meet("scoring children")
-    found = gather_records(topology, scored if topology.is_leader else [])
-    offspring = sorted((*underway.scored, *found), key=lambda record: record.uid)
-    if found:
-        interruption.expect(interruption.training, max(record.seconds for record in found))
-    if len(offspring) < len(children):
-        underway.scored = offspring
+    planner = _Planner(population, underway, recipe, hyperparameters, topology, learner, anchor)
+    with underway.timed("planning"):
+        part = from_root(topology.world, "planning the children", planner.plan_children)
+    at_hand = {}
+    if anchor and anchor.weights is not None:
+        at_hand[anchor.record.uid] = anchor.weights
+    maker = Maker(population.weights, at_hand, topology, learner.layout, underway)
+    if not _score_children(part, maker, underway, recipe, topology, learner, interruption):
         return False
-    # One untrained copy of the anchor among the individuals is enough.
-    if anchor and all(i.origin != "anchor" for i in population.individuals):
-        uid, parent = population.next_uid + recipe.population.offspring, anchor.record.uid
-        children.append(Child(uid=uid, parents=(parent,), is_copy=True))
-        offspring.append(
-            msgspec.structs.replace(anchor.record, uid=uid, parents=(parent,), born=generation)
-        )
+    with underway.timed("planning"):
+        selected = from_root(topology.world, "selecting the survivors", planner.select)
 
-    def select() -> Selected:
-        candidates = population.individuals + offspring
-        elite, rest = operators.select_survivors(
-            np.array([c.fitness for c in candidates]),
-            [c.uid for c in candidates],
-            recipe.num_elite,
-            recipe.num_parents,
-            rng.stream(recipe.seed, generation, step, 0, rng.Purpose.SURVIVORS),
-        )
-        individuals = sorted((candidates[place] for place in elite + rest), key=lambda i: i.uid)
-        uids = {i.uid for i in individuals}
-        chosen = [child for child in children if child.uid in uids]
-        costs = Costs(underway.trained, population.trained_by, groups)
-        seconds = dict.fromkeys(uids, 1.0)
-        if generation < recipe.last_generation:
-            for i in individuals:
-                draw = draw_optimizer(recipe, hyperparameters, generation + 1, i)
-                seconds[i.uid] = costs.seconds(draw)
-        parents_of = {child.uid: child.parents for child in chosen}
-        needs = {i.uid: parents_of.get(i.uid, (i.uid,)) for i in individuals}
-        owner = place_population(needs, seconds, population.owner, costs.paces)
-        moves = _moves(population.owner, owner)
-        lender = {uid: owner.get(uid, group) for uid, group in population.owner.items()}
-        makers = choose_makers(parents_of, owner, lender, groups)
-        again, births = plan_rounds(chosen, makers, lender, groups), _moves(makers, owner)
-        _tell_traffic("the population", again, moves + births, topology, learner)
-        return Selected(individuals, owner, moves, again, births)
+    def finish(child: Child, weights: Weights) -> Weights:
+        """Return a child's weights as they were scored."""
+        if recipe.evolution.batchnorm == "recalibrate" and not child.is_copy:
+            return learner.recalibrated(weights)
+        return weights
 
-    selected: Selected = on_root(world, "selecting the survivors", select)
     maker.move(selected.moves, population.weights)
-    population.owner.update({move.uid: move.targets[0] for move in selected.moves})
-    born: dict[int, Weights] = {}
-    maker.carry_out(
-        selected.rounds,
-        lambda child, weights: maker.keep(child, weights, born),
-        survivors=selected.owner.keys(),
-    )
+    population.owner.update({move.uid: move.target for move in selected.moves})
+    born = maker.make_again(selected.part, finish, selected.owner.keys())
     maker.move(selected.births, born)
+    maker.close()
     population.weights = {
         uid: weights
         for uid, weights in {**population.weights, **born}.items()
@@ -167,150 +109,188 @@ def evolution_step(
     population.next_uid += recipe.population.offspring + 1  # one for the copy of an anchor
     population.dismiss_champion()
     underway.steps += 1
+    underway.offspring += underway.scored
     underway.scored = []
-    underway.offspring += offspring
     underway.selected += [i.uid for i in population.individuals]
     return True
+
+
+class _Planner:
+    """What rank 0 decides in one evolution step: who is made where, and who survives."""
+
+    def __init__(
+        self,
+        population: Population,
+        underway: Underway,
+        recipe: Recipe,
+        hyperparameters: Mapping[str, Drawn],
+        topology: Topology,
+        learner: Learner,
+        anchor: Anchor | None,
+    ) -> None:
+        self._population, self._underway, self._recipe = population, underway, recipe
+        self._hyperparameters, self._anchor = hyperparameters, anchor
+        self._num_groups, self._ranks_per_group = topology.num_groups, topology.ranks_per_group
+        self._size = learner.layout.size
+        self._step = underway.steps + 1
+        self._children: list[Child] = []
+
+    def plan_children(self) -> list[Part]:
+        """Return what each rank does to make and score the children that are not scored yet."""
+        population, underway = self._population, self._underway
+        # The anchor has no owner: its weights are at hand on every leader.
+        parents = population.individuals + ([self._anchor.record] if self._anchor else [])
+        self._children = draw_children(
+            self._recipe, parents, population.next_uid, underway.generation, self._step
+        )
+        done = {record.uid for record in underway.scored}
+        left = [child for child in self._children if child.uid not in done]
+        paces = Costs(underway.trained, population.trained_by, self._num_groups).paces
+        makers = place_children({c.uid: c.parents for c in left}, population.owner, paces)
+        plan = plan_stages(left, makers, population.owner, self._num_groups)
+        self._count("scoring children", plan, [])
+        return self._for_ranks(plan.parts())
+
+    def select(self) -> list[Selected]:
+        """Return for each rank who survives, who lives where, and how the chosen come there.
+
+        Adds the copy of an anchor to the children that are scored: one among the individuals is
+        enough.
+        """
+        population, underway, recipe = self._population, self._underway, self._recipe
+        if self._anchor and all(i.origin != "anchor" for i in population.individuals):
+            record = self._anchor.record
+            uid, parents = population.next_uid + recipe.population.offspring, (record.uid,)
+            self._children.append(Child(uid=uid, parents=parents, is_copy=True))
+            copy = msgspec.structs.replace(
+                record, uid=uid, parents=parents, born=underway.generation
+            )
+            underway.scored.append(copy)
+        candidates = population.individuals + underway.scored
+        elite, rest = operators.select_survivors(
+            np.array([c.fitness for c in candidates]),
+            [c.uid for c in candidates],
+            recipe.num_elite,
+            recipe.num_parents,
+            rng.stream(recipe.seed, underway.generation, self._step, 0, rng.Purpose.SURVIVORS),
+        )
+        individuals = sorted((candidates[place] for place in elite + rest), key=lambda i: i.uid)
+        uids = {i.uid for i in individuals}
+        chosen = [child for child in self._children if child.uid in uids]
+        costs = Costs(underway.trained, population.trained_by, self._num_groups)
+        seconds = dict.fromkeys(uids, 1.0)
+        if underway.generation < recipe.last_generation:
+            for i in individuals:
+                draw = draw_optimizer(recipe, self._hyperparameters, underway.generation + 1, i)
+                seconds[i.uid] = costs.seconds(draw)
+        parents_of = {child.uid: child.parents for child in chosen}
+        needs = {i.uid: parents_of.get(i.uid, (i.uid,)) for i in individuals}
+        owner = place_population(needs, seconds, population.owner, costs.paces)
+        moves = _moves(population.owner, owner)
+        lender = {uid: owner.get(uid, group) for uid, group in population.owner.items()}
+        makers = choose_makers(parents_of, owner, lender, self._num_groups)
+        plan = plan_stages(chosen, makers, lender, self._num_groups)
+        births = _moves(makers, owner)
+        self._count("the population", plan, moves + births)
+        return self._for_ranks(
+            [
+                Selected(
+                    individuals=individuals, owner=owner, moves=moves, part=part, births=births
+                )
+                for part in plan.parts()
+            ]
+        )
+
+    def _for_ranks(self, by_group: Sequence[T]) -> list[T]:
+        return [each for each in by_group for _ in range(self._ranks_per_group)]
+
+    def _count(self, what: str, plan: Plan, moves: list[Transfer]) -> None:
+        counted = traffic(plan, moves)
+        moved, least = counted.moved_bytes(self._size), counted.least_bytes(self._size)
+        for name, value in (("moved", moved), ("least", least)):
+            self._underway.traffic[name] = self._underway.traffic.get(name, 0) + value
+        log.debug(
+            "%s: %d vectors travel, %d bytes; %d bytes at least; a group borrows up to %d",
+            *(what, sum(counted.received), moved, least, counted.most_borrowed),
+        )
 
 
 def _moves(before: Mapping[int, int], after: Mapping[int, int]) -> list[Transfer]:
     """Return the transfers of those that are on another group afterwards."""
     return [
-        Transfer(uid, group, (after[uid],))
+        Transfer(uid, group, after[uid])
         for uid, group in sorted(before.items())
         if after.get(uid, group) != group
     ]
 
 
-def _tell_traffic(
-    what: str, rounds: list[Round], moves: list[Transfer], topology: Topology, learner: Learner
-) -> None:
-    counted = traffic(rounds, moves, topology.num_groups)
-    log.debug(
-        "%s: %d vectors travel, %d bytes in %d rounds; %d at least; a group borrows up to %d",
-        *(what, sum(counted.received), counted.moved_bytes(learner.layout.size), len(rounds)),
-        *(counted.least, counted.most_borrowed),
+def _score_children(
+    part: Part,
+    maker: Maker,
+    underway: Underway,
+    recipe: Recipe,
+    topology: Topology,
+    learner: Learner,
+    interruption: Interruption,
+) -> bool:
+    """Make and score the group's children; the records of all are `scored` on rank 0 then.
+
+    Returns whether all children are scored; if not, the run is to stop. Collective over the world.
+    """
+    scored: list[Individual] = []
+
+    def score(child: Child, weights: Weights | None) -> None:
+        with underway.timed("scoring"):
+            scored.append(_score(child, weights, underway.generation, recipe, topology, learner))
+
+    maker.carry_out(
+        part,
+        score,
+        lambda: interruption.should_stop(
+            max([interruption.scoring, *(record.seconds for record in scored)])
+        ),
     )
+    interruption.meet("scoring children")
+    maker.close()
+    found = gather_on_root(topology, scored)
+    underway.scored = sorted((*underway.scored, *found), key=lambda record: record.uid)
+    longest = max((record.seconds for record in found), default=interruption.scoring)
+    with pulse.waiting("hearing how many children are scored"):
+        number, longest = topology.world.bcast((len(underway.scored), longest))
+    interruption.expect(interruption.training, longest)
+    return bool(number == recipe.population.offspring)
 
 
-class _Maker:
-    """Makes the children that a plan gives to this group, from parents of its own and borrowed."""
-
-    def __init__(
-        self,
-        population: Population,
-        topology: Topology,
-        learner: Learner,
-        recipe: Recipe,
-        anchor: Anchor | None,
-    ) -> None:
-        self._population = population
-        self._topology = topology
-        self._learner = learner
-        self._recalibrate = recipe.evolution.batchnorm == "recalibrate"
-        self._at_hand: dict[int, Weights] = {}
-        if anchor and anchor.weights is not None:
-            self._at_hand[anchor.record.uid] = anchor.weights
-        self._borrowed: dict[int, Weights] = {}
-
-    def carry_out(
-        self,
-        rounds: list[Round],
-        use: Callable[[Child, Weights | None], None],
-        should_stop: Callable[[], bool] = lambda: False,
-        survivors: Set[int] | None = None,
-    ) -> None:
-        """Bring the parents of each round and call `use` with each of the group's children.
-
-        Makes no more of them once the group is to stop, but goes on lending parents as the plan
-        says. Forgets individuals that no child needs any more, where `survivors` says who is to
-        stay. Collective over the world; a child's weights are None on ranks that are no leader.
-        """
-        stopped, weights = False, self._population.weights
-        size = self._learner.layout.size
-        buffer = np.empty(size, dtype=np.float32) if self._topology.is_leader else None
-        last_use = last_uses(rounds)
-        for number, each in enumerate(rounds):
-            if survivors is not None:
-                for uid in weights.keys() - survivors:
-                    if last_use.get(uid, -1) < number:
-                        del weights[uid]
-            self._exchange(each.transfers, weights, self._borrowed)
-            mine = each.makings.get(self._topology.group_number)
-            if mine is None:
-                continue
-            for child in mine.children:
-                stopped = stopped or should_stop()
-                if stopped:
-                    break
-                if buffer is not None:
-                    self._make(child, buffer)
-                use(child, buffer)
-            if self._topology.is_leader:
-                for uid in mine.give_back:
-                    del self._borrowed[uid]
-
-    def move(self, transfers: list[Transfer], weights: dict[int, Weights]) -> None:
-        """Bring weights to other groups for good. Collective over the world."""
-        self._exchange(transfers, weights, weights)
-        for transfer in transfers:
-            if transfer.source == self._topology.group_number:
-                weights.pop(transfer.uid, None)
-
-    def _exchange(
-        self,
-        transfers: Sequence[Transfer],
-        have: Mapping[int, Weights],
-        arrived: dict[int, Weights],
-    ) -> None:
-        if self._topology.is_leader:
-            size = self._learner.layout.size
-            exchange(self._topology.peers, transfers, have.__getitem__, arrived, size)
-
-    def _make(self, child: Child, out: Weights) -> None:
-        layout = self._learner.layout
-        parents = [self._weights_of(uid) for uid in child.parents]
-        operators.recombine(parents, child.parents, layout, out)
-        operators.mutate(out, int(child.noise_seed), child.sigma, layout)
-
-    def _weights_of(self, uid: int) -> Weights:
-        for place in (self._population.weights, self._borrowed, self._at_hand):
-            if uid in place:
-                return place[uid]
-        raise AssertionError(f"parent {uid} is not at hand on group {self._topology.group_number}")
-
-    def score(self, child: Child, weights: Weights | None, generation: int) -> Individual:
-        """Return the record of a child with its fitness. Collective over the group."""
-        started = time.perf_counter()
-        pulse.doing(f"scoring child {child.uid}, generation {generation}")
-        fitness, metrics, failure = float("inf"), {}, ""
-        self._learner.load(weights)
-        try:
-            score = self._learner.score(recalibrate=self._recalibrate)
-            fitness, metrics = score.fitness, score.metrics
-            failure = "" if math.isfinite(fitness) else NOT_FINITE
-        except IndividualFailed as error:
-            failure = first_told(self._topology.group, str(error))
-        if failure and self._topology.is_leader:
-            log.warning("child %d, generation %d, failed: %s", child.uid, generation, failure)
-        return Individual(
-            uid=child.uid,
-            fitness=fitness,
-            metrics=metrics,
-            origin="offspring",
-            born=generation,
-            parents=child.parents,
-            noise_seed=child.noise_seed,
-            sigma=child.sigma,
-            seconds=time.perf_counter() - started,
-            failure=failure,
-        )
-
-    def keep(self, child: Child, weights: Weights | None, kept: dict[int, Weights]) -> None:
-        """Put the weights of a child, as they were scored, into `kept` on the leader."""
-        if weights is None:
-            return
-        if self._recalibrate and not child.is_copy:
-            kept[child.uid] = self._learner.recalibrated(weights)
-        else:
-            kept[child.uid] = weights.copy()
+def _score(
+    child: Child,
+    weights: Weights | None,
+    generation: int,
+    recipe: Recipe,
+    topology: Topology,
+    learner: Learner,
+) -> Individual:
+    """Return the record of a child with its fitness. Collective over the group."""
+    started = time.perf_counter()
+    pulse.doing(f"scoring child {child.uid}, generation {generation}")
+    fitness, metrics, failure = float("inf"), {}, ""
+    learner.load(weights)
+    try:
+        score = learner.score(recalibrate=recipe.evolution.batchnorm == "recalibrate")
+        fitness, metrics = score.fitness, score.metrics
+        failure = "" if math.isfinite(fitness) else NOT_FINITE
+    except IndividualFailed as error:
+        failure = first_told(topology.group, str(error))
+    if failure and topology.is_leader:
+        log.warning("child %d, generation %d, failed: %s", child.uid, generation, failure)
+    return Individual(
+        uid=child.uid,
+        fitness=fitness,
+        metrics=metrics,
+        origin="offspring",
+        born=generation,
+        parents=child.parents,
+        noise_seed=child.noise_seed,
+        sigma=child.sigma,
+        seconds=time.perf_counter() - started,
+        failure=failure,
+    )

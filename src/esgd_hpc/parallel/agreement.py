@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -55,6 +55,28 @@ def on_root(comm: MPI.Comm, doing: str, action: Callable[[], T]) -> T:
             failure = _told(error, doing, 0)
     with pulse.waiting(f"{doing}, which is up to another rank"):
         result, failure = comm.bcast((result, failure))
+    if failure is not None:
+        raise failure
+    return result
+
+
+def from_root(comm: MPI.Comm, doing: str, action: Callable[[], Sequence[T]]) -> T:
+    """Run `action`, which gives one result a rank, on rank 0 and return each rank its own.
+
+    Collective over `comm`; its error is raised on every rank.
+    """
+    results: list[tuple[T | None, EsgdError | None]] = []
+    if comm.rank == 0:
+        pulse.doing(doing)
+        try:
+            results = [(result, None) for result in action()]
+        except EsgdError as error:
+            results = [(None, error)] * comm.size
+        except Exception as error:
+            results = [(None, _told(error, doing, 0))] * comm.size
+    with pulse.waiting(f"{doing}, which is up to another rank"):
+        mine: tuple[T, EsgdError | None] = comm.scatter(results)
+    result, failure = mine
     if failure is not None:
         raise failure
     return result

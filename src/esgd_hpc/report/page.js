@@ -4,8 +4,10 @@
   const { runs, tasks } = JSON.parse(document.getElementById("data").textContent);
   const OPTIMIZERS = { none: "untrained", sgd: "SGD", adam: "Adam" };
   const PHASES = {
-    sgd: "SGD step", evolution: "evolution step", diversity: "diversity",
+    sgd: "SGD step", evolution: "evolution step, the rest", diversity: "diversity",
     final_scores: "final scores", checkpoint: "checkpoint", idle: "waiting in the SGD step",
+    scoring: "scoring children", making: "making children", exchange: "waiting for parents",
+    planning: "planning",
   };
   const ORIGIN_SYMBOLS = { initial: "square", anchor: "diamond" };
   // Name of a colour, dashes of lines, sign in the legend.
@@ -19,7 +21,7 @@
   const VARIANT_COLORS = ["run-4", "run-5", "run-6", "run-7"];
   const NUM_RUN_COLORS = 8;
   const RUN_SYMBOLS = ["circle", "square", "diamond", "cross"];
-  const NUM_PHASE_COLORS = 6;
+  const NUM_PHASE_COLORS = 10;
   // In the drawing of a family the SGD step takes this part of a generation, evolution the rest.
   const SGD_PART = 0.55;
   const narrow = window.matchMedia("(max-width: 48rem)");

@@ -8,9 +8,12 @@ found. It is never trained, and never a parent.
 from collections.abc import Callable
 
 from esgd_hpc import pulse
-from esgd_hpc.parallel.exchange import exchange
+from esgd_hpc.parallel.exchange import Exchange
 from esgd_hpc.parallel.topology import Topology
-from esgd_hpc.population import Individual, Population, Transfer, Weights
+from esgd_hpc.population import Individual, Population, Weights
+
+_CHAMPION = 0
+"""Under what its weights travel."""
 
 
 class Lost:
@@ -59,16 +62,25 @@ def make_champion(
     if not found or min(entry[0] for entry in found)[0] >= bound:
         return False
     _, rank, population.champion = min(found, key=lambda entry: entry[:2])
-    uid, source = population.champion.uid, rank // topology.ranks_per_group
-    if not topology.is_leader:
-        return True
-    arrived = {uid: lost.weights} if source == 0 and lost.weights is not None else {}
-    transfers = [Transfer(uid, source, (0,))] if source else []
-    exchange(topology.peers, transfers, lambda _: _present(lost), arrived, size)
-    population.champion_weights = arrived.get(uid) if topology.world.rank == 0 else None
+    source = rank // topology.ranks_per_group
+    if topology.is_leader:
+        _bring_champion(population, lost, source, topology, size)
     return True
 
 
-def _present(lost: Lost) -> Weights:
-    assert lost.weights is not None
-    return lost.weights
+def _bring_champion(
+    population: Population, lost: Lost, source: int, topology: Topology, size: int
+) -> None:
+    """Bring what group `source` lost to rank 0. Collective over the leaders."""
+    exchange = Exchange(topology.peers, size)
+    population.champion_weights = None
+    if topology.group_number == source:
+        assert lost.weights is not None
+        if source == 0:
+            population.champion_weights = lost.weights
+        else:
+            exchange.send(lost.weights, 0)
+    elif topology.group_number == 0:
+        exchange.ask(_CHAMPION, source)
+        population.champion_weights = exchange.get(_CHAMPION)
+    exchange.close()
