@@ -210,8 +210,10 @@ class _Planner:
         for name, value in (("moved", moved), ("least", least)):
             self._underway.traffic[name] = self._underway.traffic.get(name, 0) + value
         log.debug(
-            "%s: %d vectors travel, %d bytes; %d bytes at least; a group borrows up to %d",
-            *(what, sum(counted.received), moved, least, counted.most_borrowed),
+            "%s: %d vectors come to groups, %d of them broadcast; %d bytes, %d at least; a group"
+            " borrows up to %d",
+            *(what, sum(counted.received), len(plan.broadcasts) * (self._num_groups - 1)),
+            *(moved, least, counted.most_borrowed),
         )
 
 
