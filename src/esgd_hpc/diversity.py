@@ -6,7 +6,7 @@ Charikar, Chen and Farach-Colton, "Finding frequent items in data streams", 2002
 distance has a relative standard error of about sqrt(2 / PLACES), 4 %.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ Sketch = npt.NDArray[np.float64]
 """Shape [PLACES]."""
 
 PLACES = 1024
+MOST = 1024
+"""Individuals whose distances are measured; of a larger population these stand for all."""
 _BLOCKS = 1024
 """Blocks of PLACES values that are added up at once: bounds the memory."""
 
@@ -42,24 +44,53 @@ def sketch(weights: Weights, layout: Layout) -> Sketch:
     return total
 
 
-def mean_distance(sketches: npt.NDArray[np.float64]) -> float:
-    """Return the mean distance over all pairs of sketches, shape [n, PLACES]; NaN for n < 2.
+def sampled(uids: Collection[int]) -> list[int]:
+    """Return the uids of those whose distances are measured: all, or `MOST` evenly spaced ones."""
+    ordered = sorted(uids)
+    if len(ordered) <= MOST:
+        return ordered
+    return [ordered[place * len(ordered) // MOST] for place in range(MOST)]
 
-    NaN and infinity in a sketch make it so too.
+
+def distances(sketches: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the distance of each pair of sketches, shape [n, PLACES], as a matrix [n, n].
+
+    NaN and infinity in a sketch make its distances NaN.
     """
-    n = len(sketches)
-    if n < 2:
-        return float("nan")
-    distances = [np.linalg.norm(sketches[i + 1 :] - sketches[i], axis=1) for i in range(n - 1)]
-    return float(np.concatenate(distances).mean())
+    if not np.isfinite(sketches).all():
+        whole = np.isfinite(sketches).all(axis=1)
+        result = np.full((len(sketches), len(sketches)), np.nan)
+        result[np.ix_(whole, whole)] = distances(sketches[whole])
+        return result
+    centered = sketches - sketches.mean(axis=0)
+    products = centered @ centered.T
+    squares = np.diag(products)
+    found: npt.NDArray[np.float64] = np.sqrt(
+        np.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)
+    )
+    return found
 
 
 def mean_distances(
     sketches: Mapping[int, Sketch], groups: Mapping[str, list[int]]
 ) -> dict[str, float]:
-    """Return the mean distance in the whole population, under "", and in each group of uids."""
-    everyone = {"": sorted(sketches), **groups}
+    """Return the mean distance in the whole population, under "", and in each group of uids.
+
+    Over all pairs of those that have a sketch; NaN for fewer than two.
+    """
+    uids = sorted(sketches)
+    matrix = distances(np.array([sketches[uid] for uid in uids]))
+    place = {uid: number for number, uid in enumerate(uids)}
+    members = {"": uids, **groups}
     return {
-        name: mean_distance(np.array([sketches[uid] for uid in uids]))
-        for name, uids in everyone.items()
+        name: _mean_of_pairs(matrix, [place[uid] for uid in some if uid in place])
+        for name, some in members.items()
     }
+
+
+def _mean_of_pairs(matrix: npt.NDArray[np.float64], places: list[int]) -> float:
+    n = len(places)
+    if n < 2:
+        return float("nan")
+    part = matrix[np.ix_(places, places)]
+    return float(part[np.triu_indices(n, 1)].mean())

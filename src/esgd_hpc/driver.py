@@ -6,7 +6,7 @@ import msgspec
 
 from esgd_hpc import pulse
 from esgd_hpc.config import Drawn, Recipe
-from esgd_hpc.diversity import mean_distances, sketch
+from esgd_hpc.diversity import mean_distances, sampled, sketch
 from esgd_hpc.errors import RunError
 from esgd_hpc.evolution.step import Anchor, evolution_step
 from esgd_hpc.history import OPTIMIZERS, GenerationRow, History, generation_row, optimizer_of
@@ -152,9 +152,10 @@ def measure_diversity(
     """
     world = topology.world
     sketches = {}
-    for uid, weights in population.weights.items():
-        sketches[uid] = sketch(weights, layout)
-        pulse.progress()
+    for uid in sampled(population.owner):
+        if uid in population.weights:
+            sketches[uid] = sketch(population.weights[uid], layout)
+            pulse.progress()
     with pulse.waiting("waiting for all ranks, measuring diversity"):
         parts = world.gather(sketches)
     found: dict[str, float] = {}

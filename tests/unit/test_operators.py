@@ -113,7 +113,8 @@ def test_parents_are_drawn_in_proportion_to_their_scores_without_replacement(
     exact = scores_by_definition(fitness, selection, smoothing)
     scores = operators.selection_scores(floats(fitness), selection, smoothing)
     stream = rng.stream(11, count, 0, 0, rng.Purpose.PARENTS)
-    drawn = [tuple(operators.roulette(scores, count, stream)) for _ in range(4000)]
+    wheel = operators.Roulette(scores)
+    drawn = [tuple(wheel.draw(count, stream)) for _ in range(4000)]
     assert_frequencies(Counter(drawn), sequence_probabilities(exact, count))
     first = {(i,): s / sum(exact) for i, s in enumerate(exact) if s > 0.0}
     assert_frequencies(Counter((places[0],) for places in drawn), first)
@@ -144,12 +145,36 @@ def test_roulette_draws_distinct_places_with_a_score_as_many_as_there_are(
     scores: list[float], count: int, seed: int
 ) -> None:
     before = floats(scores)
-    drawn = operators.roulette(before, count, rng.generator(seed))
+    drawn = operators.Roulette(before).draw(count, rng.generator(seed))
     assert len(drawn) == min(count, sum(s > 0.0 for s in scores)) == len(set(drawn))
     assert all(scores[place] > 0.0 for place in drawn)
     assert all(type(place) is int for place in drawn)
     assert before.tolist() == scores, "the scores of the caller are left as they are"
-    assert drawn == operators.roulette(floats(scores), count, rng.generator(seed))
+    assert drawn == operators.Roulette(floats(scores)).draw(count, rng.generator(seed))
+
+
+@given(
+    st.lists(st.just(0.0) | st.floats(0.01, 100.0), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.integers(0, 2**32),
+)
+def test_one_wheel_for_all_children_draws_what_a_new_one_for_each_draw_would(
+    scores: list[float], count: int, seed: int
+) -> None:
+    remaining, stream = floats(scores), rng.generator(seed)
+    expected = []
+    for _ in range(min(count, sum(s > 0.0 for s in scores))):
+        ends = np.cumsum(remaining)
+        expected.append(int(np.searchsorted(ends, stream.random() * ends[-1], side="right")))
+        remaining[expected[-1]] = 0.0
+    assert operators.Roulette(floats(scores)).draw(count, rng.generator(seed)) == expected
+
+
+def test_after_a_score_that_outweighs_all_the_others_are_drawn_in_proportion() -> None:
+    wheel = operators.Roulette(floats([1e-20, 1.0, 2e-20, 1e-20]))
+    stream = rng.stream(3, 1, 0, 0, rng.Purpose.PARENTS)
+    seconds = Counter((wheel.draw(2, stream)[1],) for _ in range(4000))
+    assert_frequencies(seconds, {(0,): 0.25, (2,): 0.5, (3,): 0.25})
 
 
 def test_roulette_at_the_end_of_the_wheel_stays_on_a_place_with_a_score() -> None:
@@ -157,20 +182,21 @@ def test_roulette_at_the_end_of_the_wheel_stays_on_a_place_with_a_score() -> Non
         def random(self, *_: object) -> float:  # type: ignore[override]
             return 1.0  # what rounding can make of the largest number below 1
 
-    assert operators.roulette(floats([0.0, 2.0, 1.0, 0.0]), 2, Last(np.random.Philox())) == [2, 1]
+    wheel = operators.Roulette(floats([0.0, 2.0, 1.0, 0.0]))
+    assert wheel.draw(2, Last(np.random.Philox())) == [2, 1]
 
 
 @given(st.integers(1, 8), st.integers(0, 2**32))
 def test_as_many_parents_as_individuals_are_all_of_them(mu: int, seed: int) -> None:
     scores = operators.selection_scores(floats(range(1, mu + 1)), "inverse")
-    assert sorted(operators.roulette(scores, mu, rng.generator(seed))) == list(range(mu))
+    assert sorted(operators.Roulette(scores).draw(mu, rng.generator(seed))) == list(range(mu))
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_single_individual_is_its_own_parent(selection: Selection) -> None:
     scores = operators.selection_scores(floats([0.7]), selection)
     assert scores[0] > 0.0
-    assert operators.roulette(scores, 2, rng.generator(1)) == [0]
+    assert operators.Roulette(scores).draw(2, rng.generator(1)) == [0]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -181,14 +207,14 @@ def test_failed_individuals_are_never_selected(selection: Selection, smoothing: 
     scores = operators.selection_scores(fitness, selection, smoothing)
     assert (scores > 0.0).tolist() == [False, True, False, True, False]
     for seed in range(50):
-        assert sorted(operators.roulette(scores, 3, rng.generator(seed))) == [1, 3]
+        assert sorted(operators.Roulette(scores).draw(3, rng.generator(seed))) == [1, 3]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_where_all_failed_nobody_has_a_score(selection: Selection) -> None:
     scores = operators.selection_scores(floats([INF, INF]), selection)
     assert scores.tolist() == [0.0, 0.0]
-    assert operators.roulette(scores, 2, rng.generator(1)) == []
+    assert operators.Roulette(scores).draw(2, rng.generator(1)) == []
 
 
 FITNESSES = st.lists(

@@ -45,8 +45,9 @@ def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1
         spread = worst - best
         raw = np.ones_like(values) if spread == 0.0 else (worst - values) / spread + 1 / len(values)
     elif selection == "rank":
-        better = (values[:, None] > values[None, :]).sum(axis=1)
-        equal = (values[:, None] == values[None, :]).sum(axis=1)
+        ranked = np.sort(values)
+        better = np.searchsorted(ranked, values)
+        equal = np.searchsorted(ranked, values, side="right") - better
         raw = len(values) - better - (equal - 1) / 2
     else:
         raw = np.exp(best - values)
@@ -54,21 +55,44 @@ def selection_scores(fitness: Floats, selection: Selection, smoothing: float = 1
     return scores
 
 
-def roulette(scores: Floats, count: int, stream: np.random.Generator) -> list[int]:
-    """Draw `count` distinct places with probability proportional to their scores.
+class Roulette:
+    """Draws distinct places with probability proportional to their scores, >= 0, shape [n]."""
 
-    One after another without replacement; fewer where fewer have a positive score.
-    """
-    remaining = scores.astype(np.float64)
-    chosen: list[int] = []
-    for _ in range(min(count, int(np.count_nonzero(remaining)))):
-        wheel = np.cumsum(remaining)
-        place = int(np.searchsorted(wheel, stream.random() * wheel[-1], side="right"))
-        # Rounding at the very end of the wheel must not select a place without a score.
-        place = min(place, int(np.flatnonzero(remaining)[-1]))
-        chosen.append(place)
-        remaining[place] = 0.0
-    return chosen
+    def __init__(self, scores: Floats) -> None:
+        self._places = np.flatnonzero(scores)
+        self._scores = scores[self._places]
+        self._ends = np.cumsum(self._scores)
+
+    def draw(self, count: int, stream: np.random.Generator) -> list[int]:
+        """Draw places one after another, without replacement.
+
+        Fewer than `count` where fewer have a positive score.
+        """
+        chosen: list[int] = []
+        for _ in range(min(count, len(self._places))):
+            chosen.append(self._slot(stream.random(), sorted(chosen)))
+        return [int(self._places[slot]) for slot in chosen]
+
+    def _slot(self, at: float, gone: list[int]) -> int:
+        """Return the slot at this part, in [0, 1), of the wheel without those that are gone."""
+        total, missing = self._ends[-1], self._scores[gone].sum()
+        if 2.0 * missing > total:  # little of the sum is left: too rough, so add up anew
+            scores = self._scores.copy()
+            scores[gone] = 0.0
+            ends = np.cumsum(scores)
+            at *= ends[-1]
+        else:
+            ends = self._ends
+            at *= total - missing
+            for slot in gone:
+                if at >= ends[slot] - self._scores[slot]:
+                    at += self._scores[slot]
+        found = int(np.searchsorted(ends, at, side="right"))
+        # Rounding at an edge must not lead to a slot that is gone, nor behind the last.
+        if found >= len(ends) or found in gone:
+            left = [slot for slot in range(len(ends)) if slot not in gone]
+            found = max([slot for slot in left if slot <= found], default=left[0])
+        return found
 
 
 def recombine(

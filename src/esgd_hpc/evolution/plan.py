@@ -120,12 +120,13 @@ def draw_children(
     rhos = settings.parents_per_child
     rhos = (rhos,) if isinstance(rhos, int) else rhos
     sigma = settings.mutation_strength
+    wheel = operators.Roulette(scores)
     children = []
     for uid in range(first_uid, first_uid + recipe.population.offspring):
         stream = rng.stream(recipe.seed, generation, step, uid, rng.Purpose.PARENTS)
         rho = rhos[int(stream.random() * len(rhos))]
         sigma_0 = float(stream.uniform(sigma.low, sigma.high))
-        places = operators.roulette(scores, rho, stream)
+        places = wheel.draw(rho, stream)
         children.append(
             Child(
                 uid=uid,
