@@ -73,6 +73,10 @@ else()
   list(APPEND ESGD_RANK_ENVIRONMENT "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe"
     "OMPI_MCA_threads_pthreads_yield_strategy=nanosleep")
 endif()
+if(ESGD_MPI_KIND STREQUAL "wheel")
+  # On a machine without a fast network MPI_Init sleeps a second where it closes this component.
+  list(APPEND ESGD_RANK_ENVIRONMENT "OMPI_MCA_btl=^ofi")
+endif()
 execute_process(COMMAND id -u OUTPUT_VARIABLE user_id OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(user_id STREQUAL "0")
   list(APPEND ESGD_RANK_ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1" "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")

@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from esgd_hpc.errors import EsgdError, InputError, StoppedEarly, print_error
 from esgd_hpc.launch import check_world, forgotten_launcher, launched_rank
+
+if TYPE_CHECKING:
+    from esgd_hpc.config import Recipe
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAVE_SIGNAL = signal.SIGUSR2
@@ -71,11 +75,13 @@ def _run(
     started: float,
 ) -> int:
     from esgd_hpc.parallel.agreement import on_root
-    from esgd_hpc.recipe_file import load_recipe
 
-    recipe = on_root(
-        world, "reading the recipe", lambda: load_recipe(arguments.recipe, arguments.overrides)
-    )
+    def read() -> "Recipe":
+        from esgd_hpc.recipe_file import load_recipe  # rank 0 alone needs what it imports
+
+        return load_recipe(arguments.recipe, arguments.overrides)
+
+    recipe = on_root(world, "reading the recipe", read)
     # Before torch and its thread pools are loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(recipe.topology.threads_per_rank))
     _log_to_stderr(arguments.log_level, world.rank, world.rank // recipe.topology.ranks_per_group)
@@ -124,7 +130,6 @@ def _run(
             )
     finally:
         progress.close()
-    made = result.unfinished
     made = result.unfinished
     if world.rank == 0:
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.best.metrics.items())
