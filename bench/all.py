@@ -38,8 +38,9 @@ SECTIONS = (
 HEAD = """\
 # Benchmarks
 
-Made by `python bench/all.py`, which says more; `python bench/all.py SECTION` measures one section again.
-Numbers are medians with the smallest and the largest value in brackets. How well ESGD trains is another matter: [evidence](evidence/README.md).
+Made by `python bench/all.py`; `python bench/all.py SECTION ...` measures some sections again. Numbers
+are medians with the smallest and the largest value in brackets. How well ESGD trains is another
+matter: [evidence](evidence/README.md).
 """
 
 

@@ -1,16 +1,16 @@
-"""Time how checkpoints are written, against dd, and what training sees of it; prints Markdown.
+"""Time how checkpoints are written, against dd, and what training sees of it.
 
     python bench/checkpoint.py [--individuals 100] [--parameters 10000000] [--runs 3]
-                               [--stall-individuals 16] [--generations 5] [--folder DIR]
+                               [--stall-individuals 6] [--generations 4] [--folder DIR]
 
 First the file of one leader with all individuals, in turn with `dd ... conv=fsync` of the same
 bytes, both out of memory. Then `esgd run` on two ranks, of a task whose generation takes ten times
 as long as its checkpoint: without checkpoints, with them beside training, with training waiting.
+Prints Markdown. No individuals: that part is left out.
 """
 
 import argparse
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from measure import on_ranks, spread, table, tell
+from memory import peaks
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
 from esgd_hpc.checkpoint.weights_file import write_weights_file
@@ -69,17 +71,12 @@ name = "sgd"
 learning_rate = 0.0001
 """
 
+NONE, BESIDE, WAITS = "none", "beside training", "training waits"
 KINDS = {
-    "no checkpoints": ("checkpoint.every=1000",),
-    "beside training": ("checkpoint.background=true",),
-    "training waits": ("checkpoint.background=false",),
+    NONE: ("checkpoint.every=1000",),
+    BESIDE: ("checkpoint.background=true",),
+    WAITS: ("checkpoint.background=false",),
 }
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the median and, in brackets, the smallest and the largest value."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def cpu_seconds() -> float:
@@ -143,7 +140,7 @@ def fill(path: Path, individuals: int, parameters: int) -> npt.NDArray[np.float3
 
 
 class Training(NamedTuple):
-    """What a run looked like from the inside, in its generations but the first two and the last."""
+    """What a run looked like from the inside, in its generations but the first and the last."""
 
     generation: list[float]
     """Seconds of each."""
@@ -166,19 +163,9 @@ def train(
     }
     words = [f"{key}={value}" for key, value in settings.items()] + list(sets)
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        process = subprocess.Popen(
-            ["mpiexec", "-n", str(RANKS), sys.executable, "-m", "esgd_hpc", "run", "recipe.toml"]
-            + [word for setting in words for word in ("--set", setting)]
-            + ["--output", folder],
-            cwd=home,
-            stdout=subprocess.DEVNULL,
-        )
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, *map(peak_memory, children(process.pid)), 0)
-            time.sleep(0.1)
-        if process.returncode != 0:
-            raise SystemExit(f"esgd run ended with status {process.returncode}")
+        run = ["-m", "esgd_hpc", "run", "recipe.toml", "--output", folder]
+        run += [word for setting in words for word in ("--set", setting)]
+        peak = max(peaks(on_ranks(RANKS, *run), home).values())
         rows = open_checkpoint(find_generation(Path(folder))).history.rows[2:-1]
     seconds = [row.seconds for row in rows]
     return Training(
@@ -188,29 +175,11 @@ def train(
     )
 
 
-def children(pid: int) -> list[int]:
-    """Return the processes that another one has started."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def peak_memory(pid: int) -> int:
-    """Return the most bytes that a process ever had in memory, 0 where it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def batches_for(home: Path, individuals: int, hidden: int) -> int:
     """Return how many batches make a generation ten times as long as writing its checkpoint."""
     few, many = 4, 16
     short, long = (
-        train(home, individuals, hidden, batches, 5, KINDS["training waits"])
-        for batches in (few, many)
+        train(home, individuals, hidden, batches, 5, KINDS[WAITS]) for batches in (few, many)
     )
     write = statistics.median(short.stall + long.stall)
     of_few, of_many = (statistics.median(run.generation) - write for run in (short, long))
@@ -221,91 +190,100 @@ def batches_for(home: Path, individuals: int, hidden: int) -> int:
 # Report -------------------------------------------------------------------------------------------
 
 
-def report_writing(found: Writing, individuals: int, parameters: int) -> None:
+def print_writing(found: Writing, individuals: int, parameters: int) -> None:
     """Print the first table."""
     gigabytes = 4e-9 * individuals * parameters
-    print(f"One file of {individuals} individuals of {parameters:,} parameters,")
-    print(f"{gigabytes:.3g} GB; n = {len(found.ours)} in turn, median [smallest, largest].\n")
-    print("| what | seconds | GB/s |\n| --- | --- | --- |")
-    for name, seconds in (
-        ("written, forced to disk, read back and compared", found.ours),
-        ("`dd bs=4M conv=fsync` of the same bytes", found.dd),
-    ):
-        print(f"| {name} | {spread(seconds)} | {spread([gigabytes / s for s in seconds])} |")
+    print(
+        f"One file of {individuals} individuals of {parameters:,} parameters, {gigabytes:.3g} GB,"
+        f" in turn with `dd` out of the same memory, n = {len(found.ours)}.\n"
+    )
+    rows = [
+        [name, spread(seconds), spread([gigabytes / s for s in seconds])]
+        for name, seconds in (
+            ("written, forced to disk, read back and compared", found.ours),
+            ("`dd bs=4M conv=fsync` of the same bytes", found.dd),
+        )
+    ]
     ratios = [dd / ours for ours, dd in zip(found.ours, found.dd, strict=True)]
-    print(f"| CPU time of the first | {spread(found.cpu)} | |")
-    print(f"\nSpeed relative to dd, verification included, of each pair: {spread(ratios)}")
+    rows.append(["processor time of the first", spread(found.cpu), ""])
+    print(table(["what", "seconds", "GB/s"], rows) + "\n")
+    print(f"Speed relative to dd, verification included, of each pair: {spread(ratios)}.\n")
 
 
-def report_stall(
+def print_stall(
     found: dict[str, list[Training]], individuals: int, parameters: int, batches: int
 ) -> None:
     """Print the second table."""
     own = individuals // RANKS * 4 * parameters
-    alone = statistics.median(s for run in found["no checkpoints"] for s in run.generation)
-    print(f"\n`esgd run` on {RANKS} ranks, {individuals} individuals of {parameters:,} parameters")
-    print(f"({own / 1e6:.0f} MB on each leader), {batches} batches an epoch; all generations but")
+    alone, beside, waits = found[NONE], found[BESIDE], found[WAITS]
+    usual = statistics.median(s for run in alone for s in run.generation)
+    times = usual / statistics.median(s for run in waits for s in run.stall)
     print(
-        f"the first two and the last of {len(found['no checkpoints'])} runs of each kind in turn,"
+        f"`esgd run` on {RANKS} ranks, {individuals} individuals of {parameters:,} parameters"
+        f" ({own / 1e6:.0f} MB on each leader), {batches} batches an epoch; {len(alone)} runs of"
+        f" each kind in turn, {len(alone[0].generation)} generations of each: not the first, nor"
+        " the last, whose checkpoint is waited for. The stall is the time in which training waits"
+        f" for the checkpoint. A generation without one takes {times:.1f} times as long as the"
+        " stall where training waits.\n"
     )
-    print("median [smallest, largest]. The stall is the time in which training waits for the")
-    write = statistics.median(s for run in found["training waits"] for s in run.stall)
-    print(
-        f"checkpoint. Without one, a generation takes {alone / write:.1f} times as long as that.\n"
-    )
-    print("| checkpoints | seconds of a generation | longer by | stall, s | stall, % | peak, MB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for kind, runs in found.items():
         generation = [s for run in runs for s in run.generation]
         stall = [s for run in runs for s in run.stall]
         share = [100 * a / b for a, b in zip(stall, generation, strict=True)]
-        longer = 100 * (statistics.median(generation) / alone - 1)
+        more = 100 * (statistics.median(generation) / usual - 1)
         peak = max(run.peak for run in runs) / 1e6
-        cells = [kind, spread(generation), f"{longer:.1f} %", spread(stall, 3), spread(share)]
-        print(f"| {' | '.join(cells)} | {peak:.0f} |")
-    beside, waits = (
-        max(run.peak for run in found[kind]) for kind in ("beside training", "training waits")
+        cells = [f"{more:.1f} %", spread(stall, 3), spread(share), f"{peak:.0f}"]
+        rows.append([kind, spread(generation), *cells])
+    heads = ["checkpoints", "seconds of a generation", "longer by", "stall, s", "stall, %"]
+    print(table([*heads, "peak, MB"], rows) + "\n")
+    more_memory = max(run.peak for run in beside) - max(run.peak for run in waits)
+    print(
+        f"Writing beside training costs a leader {more_memory / 1e6:.0f} MB; the bound is its own"
+        f" individuals once more, {own / 1e6:.0f} MB."
     )
-    print(f"\nWriting beside training costs a leader {(beside - waits) / 1e6:.0f} MB; the bound is")
-    print(f"its own individuals once more, {own / 1e6:.0f} MB.")
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--individuals", type=int, default=100)
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--stall-individuals", type=int, default=16)
-    parser.add_argument("--generations", type=int, default=5)
+    parser.add_argument("--stall-individuals", type=int, default=6)
+    parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where to write; by default a temporary one")
     arguments = parser.parse_args()
-    individuals, runs = arguments.individuals, arguments.runs
+    individuals, few, runs = arguments.individuals, arguments.stall_individuals, arguments.runs
     hidden = max(1, round((arguments.parameters - CLASSES) / (INPUTS + 1 + CLASSES)))
     parameters = hidden * (INPUTS + 1 + CLASSES) + CLASSES
-    print("`python bench/checkpoint.py`,", platform.processor() or platform.machine(), end=", ")
-    print(f"{os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         home = Path(name)
-        needed = 8 * parameters * max(individuals, 2 * arguments.stall_individuals)
+        needed = 8 * parameters * max(individuals, 2 * few)
         if shutil.disk_usage(home).free < needed:
             raise SystemExit(f"{home}: less than {needed / 1e9:.3g} GB free; name another --folder")
+        print("## Checkpoints\n")
+        print(
+            "How fast a leader writes its individuals, and what training sees of it. By"
+            f" `{' '.join(['python', *sys.argv])}`.\n"
+        )
         if individuals:
-            report_writing(
-                time_writing(home, individuals, parameters, runs), individuals, parameters
-            )
-        if arguments.stall_individuals:
+            tell(f"writing {individuals} individuals, {runs} times")
+            writing = time_writing(home, individuals, parameters, runs)
+            print_writing(writing, individuals, parameters)
+        if few:
             (home / "task.py").write_text(TASK)
             (home / "recipe.toml").write_text(RECIPE)
-            few = arguments.stall_individuals
+            tell("how many batches make a generation long enough")
             batches = batches_for(home, few, hidden)
             found: dict[str, list[Training]] = {kind: [] for kind in KINDS}
-            for _ in range(runs):
+            for run in range(runs):
                 for kind, sets in KINDS.items():
+                    tell(f"checkpoints: {kind}, run {run + 1} of {runs}")
                     found[kind].append(
                         train(home, few, hidden, batches, arguments.generations, sets)
                     )
-            report_stall(found, few, parameters, batches)
+            print_stall(found, few, parameters, batches)
 
 
 if __name__ == "__main__":
