@@ -38,9 +38,9 @@ SECTIONS = (
 HEAD = """\
 # Benchmarks
 
-Made by `python bench/all.py`; `python bench/all.py SECTION ...` measures some sections again. Numbers
-are medians with the smallest and the largest value in brackets. How well ESGD trains is another
-matter: [evidence](evidence/README.md).
+Made by `python bench/all.py`; `python bench/all.py SECTION ...` measures some sections again.
+Numbers are medians with the smallest and the largest value in brackets. How well ESGD trains is
+another matter: [evidence](evidence/README.md).
 """
 
 
@@ -100,7 +100,7 @@ def commit() -> str:
         command = ["git", "-C", str(HERE), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "..", f":!{PAGE.name}")
+    changed = git("status", "--porcelain", "--", "..", f":!{PAGE.name}", ":!coordination.json")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

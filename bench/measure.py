@@ -35,7 +35,8 @@ def seconds_of(
 ) -> float:
     """Start the commands together and return the seconds until the last one has ended.
 
-    Each process has one thread, and may keep the modules that it compiles. Ends the program with what a command said, if one fails.
+    Each process has one thread, and may keep the modules that it compiles. Ends the program with
+    what a command said, if one fails.
     """
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
