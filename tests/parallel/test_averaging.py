@@ -1,17 +1,21 @@
 """A group trains like plain PyTorch on the same global batches, however it averages."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esgd_hpc import rng
 from esgd_hpc.config import Recipe
 from esgd_hpc.data.batches import training_shards
-from esgd_hpc.learner import IndividualFailed
+from esgd_hpc.learner import IndividualFailed, gradient
 from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel.agreement import closed_together
 from esgd_hpc.parallel.averaging import Averaging, resolve, start
@@ -82,6 +86,36 @@ class Moving(nn.Module):
         return out
 
 
+class Frozen(nn.Module):
+    """One layer in the middle does not train, and so has no gradient to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(NUM_INPUTS, 8)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.last = nn.Linear(8, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.frozen(torch.tanh(self.first(x)))))
+        return out
+
+
+class Recomputed(nn.Module):
+    """Reentrant checkpoints give the layer its gradient in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_INPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            inner: Tensor = checkpoint(self.layer, x.requires_grad_(), use_reentrant=True)
+            out: Tensor = checkpoint(self.layer, inner, use_reentrant=True)
+        else:
+            out = self.layer(self.layer(x))
+        return out[:, :NUM_CLASSES]
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(NUM_INPUTS, 8), nn.Tanh(), nn.Linear(8, NUM_CLASSES))
 
@@ -96,6 +130,7 @@ MODELS = {
     "unused": Unused,
     "batch_norm": batch_norm,
     "moving": Moving,
+    "frozen": Frozen,
 }
 
 
@@ -120,6 +155,18 @@ def group(request: pytest.FixtureRequest) -> Iterator[Averaging]:
         pytest.skip("Horovod is not installed; `cmake --workflow --preset test` builds it")
     with closed_together(start(request.param, WORLD, "cpu")) as averaging:
         yield averaging
+
+
+def send_in_buckets(patch: pytest.MonkeyPatch) -> None:
+    """Make small networks large: their gradient is sent in buckets of 7 during backward passes."""
+    patch.setattr(gradient, "OVERLAP_FROM", 1)
+    patch.setattr(gradient, "BUCKET", 7)
+
+
+@pytest.fixture(params=["one_message", "buckets"])
+def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "buckets":
+        send_in_buckets(monkeypatch)
 
 
 def reference(task: SmallTask, weights: Tensor, draw: Draw, num_ranks: int) -> nn.Module:
@@ -170,6 +217,7 @@ def reference(task: SmallTask, weights: Tensor, draw: Draw, num_ranks: int) -> n
     return model.eval()
 
 
+@pytest.mark.usefixtures("sending")
 @pytest.mark.parallel(1, 2, 3, 4)
 @pytest.mark.parametrize("draw", [SGD, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize("kind", MODELS)
@@ -190,17 +238,17 @@ def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.
     optimizer = learner.optimizer(draw)
     for epoch in (1, 2):
         score = learner.train_epoch(optimizer, draw, 1, epoch, 7)
-    trained = learner.weights()
+    found = learner.weights()
 
     model = reference(task, start_weights, draw, group.size)
     expected = nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
     num_parameters = learner.layout.num_parameters
-    np.testing.assert_allclose(trained[:num_parameters], expected, rtol=2e-4, atol=2e-6)
-    assert not np.allclose(trained[:num_parameters], start_weights.numpy(), atol=1e-3)
+    np.testing.assert_allclose(found[:num_parameters], expected, rtol=2e-4, atol=2e-6)
+    assert not np.allclose(found[:num_parameters], start_weights.numpy(), atol=1e-3)
     floating = [b.flatten() for b in model.buffers() if b.is_floating_point()]
     if floating:
         np.testing.assert_allclose(
-            trained[num_parameters : learner.layout.num_floats],
+            found[num_parameters : learner.layout.num_floats],
             torch.cat(floating).numpy(),
             rtol=2e-4,
             atol=2e-6,
@@ -209,8 +257,8 @@ def check_training(task: SmallTask, group: Averaging, draw: Draw, device: torch.
         loss = task.loss(model, task.validation)
     assert score.fitness == pytest.approx(float(loss), rel=1e-4)
     # Replicas do not drift apart by one bit.
-    for other in WORLD.allgather((trained.tobytes(), score.fitness)):
-        assert other == (trained.tobytes(), score.fitness)
+    for other in WORLD.allgather((found.tobytes(), score.fitness)):
+        assert other == (found.tobytes(), score.fitness)
 
 
 @pytest.mark.gpu
@@ -235,22 +283,41 @@ def test_scores_do_not_depend_on_the_number_of_ranks(group: Averaging) -> None:
         assert single.score() == score
 
 
-class Failing(SmallTask):
+class Watched(SmallTask):
+    """Calls `halfway` in each backward pass when the last layer has its gradients."""
+
+    def __init__(self, halfway: Callable[[], None]) -> None:
+        super().__init__("mlp")
+        self.halfway = halfway
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        first, tanh, last = cast(nn.Sequential, model)
+        hidden = tanh(first(batch[0]))
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: self.halfway())
+        return nn.functional.cross_entropy(last(hidden), batch[1])
+
+
+class Failing(Watched):
     """Fails on one rank, in one way, once it has been told to."""
 
     def __init__(self, how: str) -> None:
-        super().__init__("mlp")
+        super().__init__(self._halfway)
         self.how = how
         self.armed = False
         self.calls = 0
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         loss = super().loss(model, batch)
-        if self.armed and self.how == "train" and WORLD.rank == WORLD.size - 1:
+        if self.armed and WORLD.rank == WORLD.size - 1:
             self.calls += 1
-            if self.calls == 2:
+            if self.how == "train" and self.calls == 2:
                 raise RuntimeError("the loss broke")
         return loss * float("nan") if self.armed and self.how == "nan" else loss
+
+    def _halfway(self) -> None:
+        if self.armed and self.how == "backward" and self.calls == 2:
+            raise RuntimeError("the backward pass broke")
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if self.armed and self.how == "score" and WORLD.rank == 0:
@@ -270,8 +337,9 @@ class FailingStep(torch.optim.SGD):
         super().step()
 
 
+@pytest.mark.usefixtures("sending")
 @pytest.mark.parallel(1, 2, 3)
-@pytest.mark.parametrize("how", ["train", "score", "step"])
+@pytest.mark.parametrize("how", ["train", "backward", "score", "step"])
 def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str) -> None:
     task = Failing(how)
     learner = NetworkLearner(task, RECIPE, group, torch.device("cpu"))
@@ -292,6 +360,77 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     learner.restore()
     assert learner.score() == before
     learner.train_epoch(learner.optimizer(SGD), SGD, 1, 1, 1)
+
+
+def trained(task: SmallTask, group: Averaging) -> npt.NDArray[np.float32]:
+    """Return the weights after two epochs of a new learner, which takes the constants anew."""
+    learner = NetworkLearner(task, RECIPE, group, torch.device("cpu"))
+    learner.load(learner.new_weights(1) if group.rank == 0 else None)
+    optimizer = learner.optimizer(SGD)
+    for epoch in (1, 2):
+        learner.train_epoch(optimizer, SGD, 1, epoch, 1)
+    return learner.weights()
+
+
+@pytest.mark.parallel(2, 3)
+@pytest.mark.parametrize("kind", MODELS)
+def test_buckets_sum_up_to_what_one_message_does(
+    group: Averaging, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = SmallTask(kind, NUM_SAMPLES if kind != "batch_norm" else 48)
+    in_one = trained(task, group)
+    send_in_buckets(monkeypatch)
+    in_buckets = trained(task, group)
+    assert trained(task, group).tobytes() == in_buckets.tobytes()
+    if group.size == 2:  # a + b is b + a, but three terms are rounded as they are ordered
+        assert in_buckets.tobytes() == in_one.tobytes()
+    np.testing.assert_allclose(in_buckets, in_one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parallel(2)
+def test_mpi_without_threads_sums_buckets_when_they_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send_in_buckets(monkeypatch)
+    with closed_together(start("mpi", WORLD, "cpu")) as group:
+        beside = trained(SmallTask("mlp"), group)
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_FUNNELED)
+    with closed_together(start("mpi", WORLD, "cpu")) as group:
+        assert trained(SmallTask("mlp"), group).tobytes() == beside.tobytes()
+        assert "sums" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parallel(2)
+def test_buckets_leave_during_the_backward_pass(
+    group: Averaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_in_buckets(monkeypatch)
+    begun: list[int] = []
+    begun_in_the_middle: list[int] = []
+    start_sum = group.start_sum
+
+    def counted(flat: Tensor) -> Callable[[], None]:
+        begun.append(flat.numel())
+        return start_sum(flat)
+
+    monkeypatch.setattr(group, "start_sum", counted)
+    trained(Watched(lambda: begun_in_the_middle.append(len(begun))), group)
+    # 27 parameters in the last layer, 83 in all; four counts and the failures at the end.
+    step = [7] * 11 + [6, 5]
+    assert begun == step * 10
+    assert begun_in_the_middle == [3 + len(step) * n for n in range(10)]
+
+
+@pytest.mark.parallel(2)
+def test_a_gradient_that_grows_after_it_was_sent_is_refused(
+    group: Averaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = SmallTask("mlp")
+    monkeypatch.setattr(task, "model", Recomputed)
+    trained(task, group)
+    send_in_buckets(monkeypatch)
+    with pytest.raises(IndividualFailed, match="use_reentrant=False"):
+        trained(task, group)
 
 
 @pytest.mark.parallel(1, 2)

@@ -2,7 +2,7 @@
 
 Ranks of a group call the collective methods together. An exception on one of them becomes
 `IndividualFailed` on all: a rank that failed goes on taking part with zeros and a flag that travels
-at the end of the flat gradient.
+at the end of the gradient.
 """
 
 import copy
@@ -24,18 +24,17 @@ from esgd_hpc.errors import InputError
 from esgd_hpc.fitness import MetricSum, evaluate, seed_global_generators
 from esgd_hpc.genome import Genome, weights_of
 from esgd_hpc.learner import IndividualFailed, Score, told
+from esgd_hpc.learner.gradient import GroupGradient, Sums
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
 from esgd_hpc.tasks.base import Data, Task
 
 log = logging.getLogger(__name__)
 
 
-class Group(MetricSum, Protocol):
+class Group(MetricSum, Sums, Protocol):
     """The group's collectives, see `parallel.averaging.Averaging`."""
 
     def broadcast(self, flat: Tensor) -> None: ...
-
-    def sum(self, flat: Tensor) -> None: ...
 
 
 class NetworkLearner:
@@ -66,17 +65,7 @@ class NetworkLearner:
         self._score_names = ["loss", *sorted(self._score_one().keys() - {"loss"})]
         # The first optimizer of a process imports much of torch; here it is not timed as training.
         torch.optim.SGD(self._parameters, lr=0.0)
-        if group.size > 1:
-            # [ gradient | one count per parameter of ranks that have one | number of failed ranks ]
-            count = len(self._parameters)
-            self._gradient = torch.zeros(
-                self.layout.num_parameters + count + 1, dtype=torch.float32, device=device
-            )
-            parts = self._gradient.split([p.numel() for p in self._parameters] + [count, 1])
-            self._gradient_views = [
-                part.view(p.shape) for part, p in zip(parts, self._parameters, strict=False)
-            ]
-            self._counts, self._failures = parts[-2], parts[-1]
+        self._gradient = GroupGradient(self._parameters, group) if group.size > 1 else None
 
     # Individuals ----------------------------------------------------------------------------------
 
@@ -181,8 +170,8 @@ class NetworkLearner:
                     self._gradient_of(next(batches), step.share, optimizer)
                 except Exception as error:
                     failure = told(error)
-            if self._group.size > 1:
-                self._average_gradient(failure)
+            if self._gradient:
+                self._gradient.average(failure)
             elif failure:
                 raise IndividualFailed(failure)
             try:
@@ -194,12 +183,15 @@ class NetworkLearner:
 
     def _gradient_of(self, batch: Any, share: float, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
-        if batch is not None:
+        loss = None
+        if batch is not None:  # a rank may have no sample of an uneven last batch
             loss = self._task.loss(self._model, self._task.augment(batch))
             # Weighted by samples, so that an uneven last batch is averaged rightly.
-            (loss if share == 1.0 else loss * share).backward()
-        if self._group.size > 1:
-            self._pack_gradient()
+            loss = loss if share == 1.0 else loss * share
+        if self._gradient:
+            self._gradient.compute(loss)
+        elif loss is not None:
+            loss.backward()
 
     def _update(self, optimizer: torch.optim.Optimizer, learning_rate: float, scale: float) -> None:
         if self._recipe.sgd.gradient_clip > 0.0:
@@ -289,30 +281,6 @@ class NetworkLearner:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-
-    def _pack_gradient(self) -> None:
-        """Copy this rank's gradients into the flat one, and count which parameters have one."""
-        grads = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
-        with torch.no_grad():
-            self._gradient.zero_()
-            if grads:  # none where this rank has no sample of an uneven last batch
-                torch._foreach_copy_([self._gradient_views[i] for i in grads], [*grads.values()])
-                self._counts[[*grads]] = 1.0
-
-    def _average_gradient(self, failure: str) -> None:
-        """Sum the weighted gradients of the group, and the counts and failures behind them."""
-        if failure:
-            self._gradient.zero_()
-            self._failures.fill_(1.0)
-        self._group.sum(self._gradient)
-        *counts, failures = self._gradient[self.layout.num_parameters :].tolist()
-        if failures:
-            raise IndividualFailed(failure)
-        for parameter, view, count in zip(
-            self._parameters, self._gradient_views, counts, strict=True
-        ):
-            # As in plain PyTorch, the optimizer leaves a parameter without gradient alone.
-            parameter.grad = view if count else None
 
     def _average_buffers(self) -> None:
         """Make the floating buffers (BatchNorm statistics) the mean over the group's."""

@@ -1,9 +1,10 @@
 """What the ranks of one group exchange while they train: one interface, three implementations.
 
 horovod   one Horovod world per group         torch   torch.distributed, NCCL or Gloo
-mpi       one flat MPI_Allreduce              single  no-op twin for groups of one rank
+mpi       MPI_Allreduce                       single  no-op twin for groups of one rank
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,13 +24,26 @@ class Averaging(Protocol):
     rank: int
     size: int
 
+    def expect(self, *, overlaps: bool) -> None:
+        """Be told, before the first collective, whether sums will go on beside backward passes.
+
+        The one method that is not collective.
+        """
+
     def broadcast(self, flat: Tensor) -> None:
         """Overwrite `flat` (1-D, contiguous, float32) with that of the group's rank 0."""
 
     def sum(self, flat: Tensor) -> None:
         """Overwrite `flat` (1-D, contiguous, float32) with its sum over the group.
 
-        The order of the sum depends on the size of the group alone.
+        The order of the sum depends on the sizes of the vector and of the group alone.
+        """
+
+    def start_sum(self, flat: Tensor) -> Callable[[], None]:
+        """Begin what `sum` does; return what waits for its end, until which `flat` is left alone.
+
+        Several parts of one vector may be under way. All ranks begin them in the same order, wait
+        for them in that order, and start nothing else before they have.
         """
 
     def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -77,7 +91,7 @@ def start(name: str, group: "MPI.Comm", device: str) -> Averaging:
     if name == "horovod":
         from esgd_hpc.parallel.averaging.horovod import HorovodAveraging
 
-        return HorovodAveraging(group)
+        return HorovodAveraging(group, device)
     if name == "torch":
         from esgd_hpc.parallel.averaging.torch import TorchAveraging
 

@@ -1,12 +1,14 @@
 """Gradient averaging by Horovod: one independent Horovod world per group.
 
 One flat buffer is one message, and tensor fusion is off: with fusion, three or more ranks could
-sum in another order from run to run. Horovod wakes every cycle time; its default of 1 ms costs
-more than a small message takes, so it is shortened unless the user has set it.
+sum in another order from run to run. Horovod's thread wakes every cycle time to look for messages,
+see `cycle_time`.
 """
 
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,16 @@ def check_usable(group: MPI.Comm) -> None:
         )
 
 
+def cycle_time(device: str, overlaps: bool) -> str:
+    """Return how often Horovod shall look for messages, in ms, where the user has not said it.
+
+    Its own 1 ms is more than a small message takes, but looking ten times as often takes 5 % more
+    of a core (bench/averaging.py): too much beside backward passes on CPUs, in which sums of large
+    networks hide. Beside a GPU cores are idle.
+    """
+    return "1" if overlaps and device == "cpu" else "0.1"
+
+
 _members: list[int] = []
 """World ranks of this process's Horovod session, empty before the first."""
 
@@ -57,29 +69,44 @@ class HorovodAveraging:
 
     name = "horovod"
 
-    def __init__(self, group: MPI.Comm) -> None:
-        members = _world_ranks(group)
-        os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+    def __init__(self, group: MPI.Comm, device: str) -> None:
         import horovod.torch as hvd
 
-        if not _members:
-            hvd.init(comm=group)
-            _members.extend(members)
         self._hvd = hvd
+        self._group = group
+        self._device = device
+        self._overlaps = False
         self.rank = group.rank
         self.size = group.size
 
+    def expect(self, *, overlaps: bool) -> None:
+        self._overlaps = overlaps
+
+    def _started(self) -> Any:
+        """Return Horovod with a session, which begins with the first collective."""
+        if not _members:
+            os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", cycle_time(self._device, self._overlaps))
+            self._hvd.init(comm=self._group)
+            _members.extend(_world_ranks(self._group))
+        return self._hvd
+
     def broadcast(self, flat: Tensor) -> None:
-        self._hvd.broadcast_(flat, root_rank=0, name="weights")
+        self._started().broadcast_(flat, root_rank=0, name="weights")
 
     def sum(self, flat: Tensor) -> None:
-        self._hvd.allreduce_(flat, op=self._hvd.Sum, name=f"sum.{flat.numel()}")
+        self.start_sum(flat)()
+
+    def start_sum(self, flat: Tensor) -> Callable[[], None]:
+        hvd = self._started()
+        # Horovod tells what is under way apart by name, so a part is named by where it lies.
+        name = f"sum.{flat.storage_offset()}.{flat.numel()}"
+        handle = hvd.allreduce_async_(flat, op=hvd.Sum, name=name)
+        return lambda: hvd.synchronize(handle)
 
     def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        total = self._hvd.allreduce(
-            torch.from_numpy(values), op=self._hvd.Sum, name=f"metrics.{values.size}"
-        )
+        hvd = self._started()
+        total = hvd.allreduce(torch.from_numpy(values), op=hvd.Sum, name=f"metrics.{values.size}")
         result: npt.NDArray[np.float64] = total.numpy()
         return result
 

@@ -1,4 +1,12 @@
-"""Gradient averaging by MPI alone: one flat Allreduce. Needs no compiler and no other library."""
+"""Gradient averaging by MPI alone. Needs no compiler and no other library.
+
+Sums that go on beside the backward pass are those of a thread that calls MPI_Allreduce: without a
+call of MPI nothing moves, and MPI_Iallreduce was not faster than waiting.
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +21,14 @@ class MpiAveraging:
 
     def __init__(self, group: MPI.Comm) -> None:
         self._group = group
+        self._thread: Thread | None = None
+        self._begun: SimpleQueue[Tensor | None] = SimpleQueue()
+        self._ended: SimpleQueue[Exception | None] = SimpleQueue()
         self.rank = group.rank
         self.size = group.size
+
+    def expect(self, *, overlaps: bool) -> None:
+        """Do nothing: there is nothing to choose."""
 
     def broadcast(self, flat: Tensor) -> None:
         host = flat.detach().cpu()
@@ -28,10 +42,37 @@ class MpiAveraging:
         if host.data_ptr() != flat.data_ptr():
             flat.copy_(host)
 
+    def start_sum(self, flat: Tensor) -> Callable[[], None]:
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE or flat.device.type != "cpu":
+            # From a GPU it would be copied when all that was begun there is done, so afterwards.
+            return lambda: self.sum(flat)
+        if self._thread is None:
+            self._thread = Thread(target=self._sum_all, name="sums", daemon=True)
+            self._thread.start()
+        self._begun.put(flat)
+        return self._wait
+
+    def _sum_all(self) -> None:
+        while (flat := self._begun.get()) is not None:
+            try:
+                self.sum(flat)
+            except Exception as error:
+                self._ended.put(error)
+            else:
+                self._ended.put(None)
+
+    def _wait(self) -> None:
+        """Wait for the first sum under way: they end in the order in which they began."""
+        if (error := self._ended.get()) is not None:
+            raise error
+
     def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         total = np.empty_like(values)
         self._group.Allreduce(values, total, op=MPI.SUM)
         return total
 
     def close(self) -> None:
-        """Leave the communicator to the topology, which made it."""
+        """End the thread; leave the communicator to the topology, which made it."""
+        if self._thread is not None:
+            self._begun.put(None)
+            self._thread.join()

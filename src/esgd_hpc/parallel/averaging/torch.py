@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
@@ -53,11 +54,18 @@ class TorchAveraging:
         )
         self._device = torch.device(device)
 
+    def expect(self, *, overlaps: bool) -> None:
+        """Do nothing: there is nothing to choose."""
+
     def broadcast(self, flat: Tensor) -> None:
         dist.broadcast(flat, src=0)
 
     def sum(self, flat: Tensor) -> None:
         dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+
+    def start_sum(self, flat: Tensor) -> Callable[[], None]:
+        work = dist.all_reduce(flat, op=dist.ReduceOp.SUM, async_op=True)
+        return lambda: work.wait()
 
     def sum_metrics(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         total = torch.tensor(values, dtype=torch.float64, device=self._device)
