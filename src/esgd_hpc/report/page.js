@@ -4,7 +4,7 @@
   const { runs, tasks } = JSON.parse(document.getElementById("data").textContent);
   const OPTIMIZERS = { none: "untrained", sgd: "SGD", adam: "Adam" };
   const PHASES = {
-    sgd: "SGD step", evolution: "evolution step, the rest", diversity: "diversity",
+    sgd: "SGD step", evolution: "evolution step", diversity: "diversity",
     final_scores: "final scores", checkpoint: "checkpoint", idle: "waiting in the SGD step",
     scoring: "scoring children", making: "making children", exchange: "waiting for parents",
     planning: "planning",
@@ -356,7 +356,8 @@
     const traces = phases.flatMap((phase, place) => {
       const values = run.rows.seconds[phase];
       const tone = color(`phase-${place % NUM_PHASE_COLORS}`);
-      const name = PHASES[phase] || phase;
+      const isRest = phase === "evolution" && "scoring" in run.rows.seconds;
+      const name = isRest ? "evolution step, the rest" : PHASES[phase] || phase;
       return values ? [bars(x, values, name, tone, "%{y:.3~g} s")] : [];
     });
     const say = (place) =>
