@@ -92,7 +92,8 @@ def check_saved(folder: Path, result: RunResult) -> None:
 
 
 def untimed(made: Underway) -> Underway:
-    return msgspec.structs.replace(made, seconds={})  # which rank 0 alone has measured
+    """Return it without what rank 0 alone has measured, and what moved before it was stopped."""
+    return msgspec.structs.replace(made, seconds={}, traffic={})
 
 
 def numbers(result: RunResult) -> list[tuple[Any, ...]]:
