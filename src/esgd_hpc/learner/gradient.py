@@ -41,8 +41,8 @@ class GroupGradient:
 
     Backward passes begin at the last layer, so buckets are cut, and sent, from the end of the
     gradient to its start; counts and failures follow. All ranks send in this order, whatever they
-    have: a bucket waits for those behind it, and a rank that has nothing sends zeros. So neither
-    timing nor failures change who adds what.
+    have: a bucket waits for those behind it, but not beyond the backward pass, and a rank that has
+    nothing sends zeros. So neither timing nor failures change who adds what.
     """
 
     def __init__(self, parameters: Sequence[Tensor], group: Sums) -> None:
@@ -51,7 +51,9 @@ class GroupGradient:
         sizes = [parameter.numel() for parameter in parameters]
         self._starts = list(accumulate(sizes, initial=0))
         total = self._starts[-1]
-        self._flat = torch.zeros(total + len(sizes) + 1, device=parameters[0].device)
+        self._flat = torch.zeros(
+            total + len(sizes) + 1, dtype=torch.float32, device=parameters[0].device
+        )
         parts = self._flat.split([*sizes, len(sizes), 1])
         self._views = [part.view(p.shape) for part, p in zip(parts, parameters, strict=False)]
         self._counts, self._failures = parts[-2:]

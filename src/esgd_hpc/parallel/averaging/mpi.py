@@ -1,7 +1,7 @@
 """Gradient averaging by MPI alone. Needs no compiler and no other library.
 
-Sums that go on beside the backward pass are those of a thread that calls MPI_Allreduce: without a
-call of MPI nothing moves, and MPI_Iallreduce was not faster than waiting.
+Sums that go on beside backward passes are MPI_Allreduce in a thread: MPI libraries move little
+while nobody is inside them, and MPI_Iallreduce would do most of its work when it is waited for.
 """
 
 from collections.abc import Callable
