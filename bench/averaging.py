@@ -97,12 +97,11 @@ def measure(ranks: int, gigabits: float) -> None:
     )
     heads = ["network, averaging", "parameters", "one message", "overlapped", "ratio"]
     print(table(heads, step_rows(steps)) + "\n")
+    ratios = [f"{name} {median(found):.2f}" for name, found in overlapping(steps).items()]
     print(
         f"`esgd` overlaps from {OVERLAP_FROM:,} parameters on, in buckets of {BUCKET:,}. Median"
-        " ratio of all pairs of such networks: "
-        + ", ".join(f"{name} {median(ratios):.2f}" for name, ratios in overlapping(steps).items())
-        + f". The longer cycle, the default for them on CPUs, leaves {difference(idle):.1f} % more of"
-        " a core to each step where no other core is idle."
+        f" ratio of all pairs of such networks: {', '.join(ratios)}. The longer cycle, the default"
+        f" for them on CPUs, takes {difference(idle):.1f} % of a core less."
     )
 
 
