@@ -149,7 +149,7 @@ class Series:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--peer-runs", type=int, default=2, help="in the first rounds")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
@@ -188,7 +188,7 @@ def print_section(
         f" each, checkpoints) in turn with a bare PyTorch loop in {PROCESSES} processes that does"
         " the same epochs and scores (first, after each epoch, of as many children, on test data),"
         " on fixed halves, and nothing else. Ray Tune (synchronous population based training,"
-        " perturbation and checkpoint each generation,"
+        " perturbation and checkpoint each generation, actors reused,"
         f" {PROCESSES} trials at a time) and Propulate ({PROCESSES} ranks; selection and mutation"
         " are its own, weights are handed on by an operator of ours) train the same network for"
         " as many epochs, without children: their yardstick is the bare loop of the epochs alone."

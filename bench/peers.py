@@ -37,10 +37,8 @@ def peers() -> list[Peer]:
     """Return the peers, named with the versions that are installed."""
     pins = [line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
     versions = dict(pins)
-    tune = f"Ray Tune {versions['ray[tune]']}, PBT"
     return [
-        Peer(tune, ("ray_pbt.py",)),
-        Peer(f"{tune}, `reuse_actors`", ("ray_pbt.py", "--reuse-actors")),
+        Peer(f"Ray Tune {versions['ray[tune]']}, PBT", ("ray_pbt.py",)),
         Peer(f"Propulate {versions['propulate']}", ("propulate_pbt.py",), PROCESSES),
     ]
 

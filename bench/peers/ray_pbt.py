@@ -1,6 +1,6 @@
 """Ray Tune's synchronous PBT on the epochs of a recipe, two trials at a time.
 
-    python bench/peers/ray_pbt.py RECIPE --report FILE [--reuse-actors] [--set KEY=VALUE]...
+    python bench/peers/ray_pbt.py RECIPE --report FILE [--set KEY=VALUE]...
 
 Perturbation and checkpoint after each generation. Runs in the environment of bench/peers.py.
 """
@@ -61,7 +61,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--report", required=True)
-    parser.add_argument("--reuse-actors", action="store_true")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -87,7 +86,7 @@ def main() -> None:
                 metric="loss",
                 mode="min",
                 num_samples=recipe.population.parents,
-                reuse_actors=arguments.reuse_actors,
+                reuse_actors=True,  # else each perturbed trial starts a process
                 scheduler=PopulationBasedTraining(
                     time_attr="training_iteration",
                     perturbation_interval=1,
