@@ -18,7 +18,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from measure import on_ranks, spread, table, tell
+from measure import on_ranks, spread, table, tell, this_command
 
 from esgd_hpc.learner.gradient import BUCKET, OVERLAP_FROM
 
@@ -75,7 +75,7 @@ def measure(ranks: int, gigabits: float) -> None:
     print("## Averaging gradients\n")
     print(
         f"{ranks} ranks on this machine; the slowest rank counts. n = {times_of(10**4)} sums of up"
-        f" to {10**6:,} numbers, {times_of(10**7)} of more. By `{' '.join(['python', *sys.argv])}`."
+        f" to {10**6:,} numbers, {times_of(10**7)} of more. By `{this_command()}`."
         "\n"
     )
     heads = [f"{size:,}" for size in SIZES]

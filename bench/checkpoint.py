@@ -15,7 +15,6 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from measure import on_ranks, spread, table, tell
+from measure import on_ranks, spread, table, tell, this_command
 from memory import peaks
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
@@ -265,7 +264,7 @@ def main() -> None:
         print("## Checkpoints\n")
         print(
             "How fast a leader writes its individuals, and what training sees of it. By"
-            f" `{' '.join(['python', *sys.argv])}`.\n"
+            f" `{this_command()}`.\n"
         )
         if individuals:
             tell(f"writing {individuals} individuals, {runs} times")

@@ -12,14 +12,13 @@ bench/coordination.json, which bench/cost_model.py reads.
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import msgspec
-from measure import on_ranks, seconds_of, spread, table, tell
+from measure import on_ranks, seconds_of, spread, table, tell, this_command
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
 
@@ -33,7 +32,7 @@ PHASES = {
     "exchange": "waiting for weights",
     "making": "making children",
     "scoring": "scoring children",
-    "evolution": "the rest of the evolution step: waiting for other groups, records to rank 0",
+    "evolution_rest": "the rest of the evolution step: waiting for other groups, records to rank 0",
     "diversity": "diversity",
 }
 """Phases of rank 0. That of the checkpoint is left out."""
@@ -112,7 +111,7 @@ def main() -> None:
         " Seconds are rank 0's; those of phases are medians, and a group that computes while rank 0"
         " waits is in what rank 0 waits for. Without checkpoints (`checkpoint.every` larger than"
         " the run) and without the watchdog (`run.watchdog = 0`), whose threads would share the"
-        f" cores. By `{' '.join(['python', *sys.argv])}`.\n"
+        f" cores. By `{this_command()}`.\n"
     )
     for parameters in sizes:
         some = [job for job in jobs if job.parameters == parameters]

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from coordination import CHILDREN, FILE, PARENTS, Job, Measured, numbers
-from measure import on_ranks, seconds_of, table, tell
+from measure import on_ranks, seconds_of, table, tell, this_command
 
 PARTS = str(Path(__file__).with_name("cost_parts.py"))
 BOUND = 25.0
@@ -161,7 +161,7 @@ def main() -> None:
         " work of a rank and messages each by themselves. Only what sharing cores costs is fitted,"
         f" to the medians of `bench/{arguments.json.name}` with fewer than {arguments.check} ranks"
         " and the smaller P; the others are predicted."
-        f" By `{' '.join(['python', *sys.argv])}`.\n"
+        f" By `{this_command()}`.\n"
     )
     print(table(["measured by itself", "value", "unit"], part_rows(parts)) + "\n")
     shared, fitted = fit(measured, parts, arguments.check)

@@ -78,7 +78,9 @@ class Watch:
         return result
 
 
-def null_recipe(groups: int, children: int, parameters: int, generations: int) -> Recipe:
+def null_recipe(
+    groups: int, children: int, parameters: int, generations: int, seed: int = 1
+) -> Recipe:
     """Return the recipe of the null task with so many groups and children a parent."""
     parents = PARENTS * groups
     return esgd_hpc.load_recipe(
@@ -88,6 +90,7 @@ def null_recipe(groups: int, children: int, parameters: int, generations: int) -
             f"population.offspring={children * parents}",
             f"task_options.parameters={parameters}",
             f"generations={generations}",
+            f"seed={seed}",
         ],
     )
 

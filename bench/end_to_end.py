@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from measure import on_ranks, seconds_of, spread, table, tell
+from measure import on_ranks, seconds_of, spread, table, tell, this_command
 from peers import PROCESSES, Peer, make_environment, peers, seconds_of_peer
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
@@ -193,7 +193,7 @@ def print_section(
         " are its own, weights are handed on by an operator of ours) train the same network for"
         " as many epochs, without children: their yardstick is the bare loop of the epochs alone."
         " Whole programs; ratios are of the same round. By"
-        f" `{' '.join(['python bench/end_to_end.py', *sys.argv[1:]])}`.\n"
+        f" `{this_command()}`.\n"
     )
     rows, parts = [], []
     for name, each in series.items():

@@ -9,27 +9,24 @@ themselves. Prints Markdown. The large vector takes 4.4 GB of memory.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from measure import on_ranks, seconds_of, spread, table, tell
+from measure import on_ranks, seconds_of, spread, table, tell, this_command
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
-from esgd_hpc.history import EVOLUTION
 
 RANK = str(Path(__file__).with_name("exchange_rank.py"))
 RANKS, MANY_RANKS = 2, 4
 BOUND = 2.0
-SCORING = "scoring"
 PHASES = {
     "making": "making children: recombination and noise",
     "exchange": "waiting for weights",
     "planning": "planning and selection",
-    "evolution": "the rest, above all waiting for the other rank to be done",
+    "evolution_rest": "the rest, above all waiting for the other rank to be done",
 }
 
 
@@ -91,7 +88,7 @@ def main() -> None:
         " against the least bytes between the ranks at the bandwidth that both reach when they"
         f" send and receive vectors of {4e-6 * size:.3g} MB at once, and the time to generate the"
         f" noise of {children} children on both, each measured after each run,"
-        f" n = {arguments.runs} in turn. By `{' '.join(['python', *sys.argv])}`.\n"
+        f" n = {arguments.runs} in turn. By `{this_command()}`.\n"
     )
     print(table(["what", "seconds"], step_rows(steps, children)) + "\n")
     print(table(["what", "found"], found_rows(steps, to_all, large, arguments)) + "\n")
@@ -122,9 +119,7 @@ def step(size: int, parents: int, children: int, generations: int) -> Step:
     made = [len(some) + sum(child.selected for child in some) for some in history.offspring[2:]]
     return Step(
         seconds={
-            phase: sum(row.seconds.get(phase, 0.0) for row in rows) / count
-            for phase in EVOLUTION
-            if phase != SCORING
+            phase: sum(row.seconds.get(phase, 0.0) for row in rows) / count for phase in PHASES
         },
         children=sum(made) / count,
         moved=sum(row.traffic["moved"] for row in rows) / count,

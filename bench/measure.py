@@ -1,11 +1,13 @@
 """What the benchmarks share: processes that are timed, and how numbers are told."""
 
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -23,6 +25,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def tell(text: str) -> None:
     """Say how far a benchmark is; what it found goes to standard output."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def this_command() -> str:
+    """Return how this benchmark was started, as one would type it in the project's folder."""
+    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def on_ranks(ranks: int, *words: str) -> list[str]:

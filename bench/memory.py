@@ -10,14 +10,13 @@ libraries. Prints Markdown.
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from measure import on_ranks, table, tell
+from measure import on_ranks, table, tell, this_command
 
 from esgd_hpc.launch import RANK_VARIABLES
 from esgd_hpc.plan_text import held_individuals
@@ -65,7 +64,7 @@ def main() -> None:
         f" individual), {arguments.generations} generations with a checkpoint each, n = 1. The"
         f" peak is the largest resident memory (VmHWM) of a rank; less that of the same job with"
         f" {TINY} parameters, it is given in individuals. The bound is what `esgd run --dry-run`"
-        f" states. By `{' '.join(['python', *sys.argv])}`.\n"
+        f" states. By `{this_command()}`.\n"
     )
     heads = ["checkpoints", "peak, MB", f"with {TINY} parameters, MB", "individuals", "bound"]
     print(table(heads, rows) + "\n")

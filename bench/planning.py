@@ -7,25 +7,22 @@ a quarter of the population survives, SGD steps last from 1 to 3.5 s. Prints Mar
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from measure import spread, table, tell
+from coordination import CHILDREN, PARENTS
+from cost_parts import null_recipe
+from measure import spread, table, tell, this_command
 
-from esgd_hpc.config import Recipe
 from esgd_hpc.evolution.placement import choose_makers, place_children, place_population
 from esgd_hpc.evolution.plan import Child, draw_children, plan_stages
 from esgd_hpc.population import Individual
-from esgd_hpc.recipe_file import recipe_from
 
 T = TypeVar("T")
 
-PARENTS, CHILDREN = 4, 4
-"""Parents a group, children a parent."""
 PARTS = ("drawing", "placing children", "ordering them", "placing the population", "all")
 SHORTEST, LONGEST = 1.0, 3.5
 """Seconds of an SGD step."""
@@ -61,7 +58,7 @@ def main() -> None:
         " process;"
         f" n = {arguments.runs}"
         + (f", {arguments.largest:,} groups once" if arguments.largest else "")
-        + f". By `{' '.join(['python', *sys.argv])}`."
+        + f". By `{this_command()}`."
     )
     for kind in FITNESSES:
         found = {}
@@ -80,7 +77,7 @@ def plan(groups: int, kind: str, seed: int) -> Seconds:
     """Plan one evolution step and return the seconds of each part."""
     stream = np.random.default_rng(seed)
     mu = PARENTS * groups
-    recipe = null_recipe(mu, seed)
+    recipe = null_recipe(groups, CHILDREN, 1, 5, seed)
     fitness = FITNESSES[kind](stream.permutation(mu) / mu)
     parents = [Individual(uid=uid, fitness=float(f)) for uid, f in enumerate(fitness)]
     owner = {uid: int(place) % groups for uid, place in enumerate(stream.permutation(mu))}
@@ -106,19 +103,6 @@ def plan(groups: int, kind: str, seed: int) -> Seconds:
     population, _ = timed(place)
     parts = (drawing, placing, ordering, population)
     return Seconds((*parts, sum(parts)), vectors(children, makers, owner))
-
-
-def null_recipe(mu: int, seed: int) -> Recipe:
-    """Return a recipe of so many individuals."""
-    return recipe_from(
-        {
-            "task": "null",
-            "seed": seed,
-            "population": {"parents": mu, "offspring": CHILDREN * mu},
-            "sgd": {"optimizers": [{"name": "sgd", "learning_rate": 0.1}]},
-            "evolution": {"parents_per_child": 2, "selection": "inverse"},
-        }
-    )
 
 
 def timed(call: Callable[[], T]) -> tuple[float, T]:

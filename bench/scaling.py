@@ -7,13 +7,12 @@ whatever they do. Whole processes in turn, prints Markdown. Needs `esgd data pre
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from measure import on_ranks, seconds_of, spread, table, tell
+from measure import on_ranks, seconds_of, spread, table, tell, this_command
 
 from esgd_hpc.checkpoint.reader import find_generation, open_checkpoint
 from esgd_hpc.history import EVOLUTION
@@ -70,7 +69,7 @@ def main() -> None:
         f"`esgd run {RECIPE}`, {arguments.generations} generations, the same work on one rank and"
         f" on two; whole processes in turn, n = {arguments.runs}. A speed-up is that of each"
         " turn, efficiency half of the second; idle is what a group waits for the slower one in"
-        f" SGD steps, on average. By `{' '.join(['python', *sys.argv])}`.\n"
+        f" SGD steps, on average. By `{this_command()}`.\n"
     )
     heads = ["", "whole run, s", "speed-up", "SGD and evolution, s", "idle, s"]
     heads += ["speed-up", "efficiency"]

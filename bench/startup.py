@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import on_ranks, seconds_of, spread, table, tell
+from measure import on_ranks, seconds_of, spread, table, tell, this_command
 
 RANK = str(Path(__file__).with_name("startup_rank.py"))
 NETWORK, NULL = "fashion-small", "null"
@@ -27,9 +26,6 @@ SETTINGS = {
     NETWORK: ("task_options.training_images=1000", "task_options.validation_images=500"),
     NULL: ("task_options.parameters=1000",),
 }
-COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
-"""Modules of a source tree are compiled once, as those of an installation are."""
-
 READING, READ = "reading the data", "reading the data, done, and the others are not"
 STAGES = {
     "the last process has started": "process",
@@ -75,7 +71,7 @@ def main() -> None:
         f"Whole jobs of `esgd run` on {os.cpu_count()} cores, in turn, n = {arguments.runs}:"
         " seconds from the start of mpiexec until the last rank has got so far, by number of ranks;"
         " median [smallest, largest]. Files are in the page cache. By"
-        f" `{' '.join(['python bench/startup.py', *sys.argv[1:]])}`.\n"
+        f" `{this_command()}`.\n"
     )
     for recipe, several in sizes.items():
         rows = []
@@ -101,7 +97,7 @@ def launch(recipe: str, ranks: int, *options: str) -> list[Rank]:
     with tempfile.TemporaryDirectory() as folder:
         words = [RANK, folder, *options, *command(recipe, ranks, folder)]
         launched = time.clock_gettime(time.CLOCK_BOOTTIME)
-        seconds_of(on_ranks(ranks, *words), environment=COMPILED)
+        seconds_of(on_ranks(ranks, *words))
         found = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     assert len(found) == ranks
     for rank in found:
@@ -159,8 +155,7 @@ def file_calls(recipe: str) -> int:
         counts = Path(folder) / "counts"
         tracing = ["strace", "-f", "-c", "-e", "trace=%file", "-o", str(counts)]
         words = [*tracing, sys.executable, "-m", "esgd_hpc", *command(recipe, 1, folder)]
-        environment = {**os.environ, **COMPILED}
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
+        seconds_of(words)
         total = next(line for line in counts.read_text().splitlines() if line.endswith("total"))
     return int(total.split()[3])
 

@@ -4,6 +4,7 @@ As in a run, an individual has a new optimizer in each generation. What may be d
 learning rate, and the momentum of SGD.
 """
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,15 @@ import torch
 from torch import nn
 
 from esgd_hpc.config import Recipe
+
+
+def peer_arguments(description: str) -> argparse.Namespace:
+    """Return what a peer's script was told: recipe, report and overrides."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe")
+    parser.add_argument("--report", required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    return parser.parse_args()
 
 
 def ranges(recipe: Recipe) -> dict[str, tuple[float, float]]:

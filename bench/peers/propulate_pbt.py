@@ -7,7 +7,6 @@ whose child it is given. One operator of ours between its selection and its muta
 where its parent's weights lie. Runs in the environment of bench/peers.py.
 """
 
-import argparse
 import copy
 import random
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bare_loop import Work, report
-from individual import new_optimizer, optimizer_names, ranges
+from individual import new_optimizer, optimizer_names, peer_arguments, ranges
 from mpi4py import MPI
 from propulate import Propulator
 from propulate.population import Individual
@@ -56,11 +55,7 @@ def weights_name(individual: Individual) -> str:
 
 def main() -> None:
     """Breed and train, and report on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe")
-    parser.add_argument("--report", required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    arguments = parser.parse_args()
+    arguments = peer_arguments(__doc__)
     world = MPI.COMM_WORLD
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     mu = recipe.population.parents

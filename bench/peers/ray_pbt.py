@@ -5,7 +5,6 @@
 Perturbation and checkpoint after each generation. Runs in the environment of bench/peers.py.
 """
 
-import argparse
 import random
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import ray
 import torch
 from bare_loop import Work, report
-from individual import new_optimizer, optimizer_names, ranges
+from individual import new_optimizer, optimizer_names, peer_arguments, ranges
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
@@ -58,11 +57,7 @@ class Individual(tune.Trainable):  # type: ignore[misc]
 
 def main() -> None:
     """Run PBT and report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe")
-    parser.add_argument("--report", required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    arguments = parser.parse_args()
+    arguments = peer_arguments(__doc__)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     random.seed(recipe.seed)
     space: dict[str, Any] = {name: tune.uniform(*ends) for name, ends in ranges(recipe).items()}

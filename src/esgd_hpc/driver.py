@@ -116,7 +116,7 @@ def train_and_breed(population: Population, underway: Underway, setting: Setting
     if not is_trained:
         return False
     if recipe.method == "esgd" and underway.generation <= recipe.generations:
-        with underway.timed("evolution"):
+        with underway.timed("evolution_rest"):
             while underway.steps < recipe.evolution.steps:
                 if not evolution_step(
                     population,

@@ -19,9 +19,10 @@ OPTIMIZERS: tuple[OptimizerName, ...] = ("none", "sgd", "adam")
 """What an individual was last trained by; none before its first SGD step."""
 
 
-EVOLUTION = ("planning", "exchange", "making", "scoring", "evolution")
+EVOLUTION = ("planning", "exchange", "making", "scoring", "evolution_rest", "evolution")
 """Phases of an evolution step: rank 0 decides; waiting for weights; making children; scoring them;
-the rest, which is above all waiting for other groups."""
+the rest, which is above all waiting for other groups. The last is the whole step, in generations
+that an older version made."""
 
 TRAFFIC = ("moved", "least")
 """Of the bytes between groups: those that travel, and those that must."""
@@ -253,7 +254,7 @@ def generation_row(
     recipe: Recipe,
     seconds: dict[str, float],
     diversity: Mapping[str, float] = {},
-    traffic: dict[str, int] | None = None,
+    traffic: Mapping[str, int] = {},
 ) -> GenerationRow:
     """Return the numbers of a generation.
 
@@ -290,5 +291,5 @@ def generation_row(
         },
         individuals_by_optimizer={o: optimizers.count(o) for o in OPTIMIZERS},
         seconds=seconds,
-        traffic=traffic or {},
+        traffic=dict(traffic),
     )

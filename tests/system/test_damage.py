@@ -44,6 +44,10 @@ keep = 3
 
 FORMAT_1 = Path(__file__).parents[1] / "data" / "format_1"
 """Two groups, written by format 1 and stopped after generation 2 of 4."""
+READ_DIGEST = "4d1cdaa9ff088e000e84d7dbcb7a48c2ebb9eb7db70117a81de416512ed7927f"
+"""Of what is in it, on any processor."""
+TRAINED_BEST = [2.0747082233428955, 1.8764922618865967]
+"""Fitness of the best in generations 3 and 4; last bits differ between processors."""
 
 
 class Whole(NamedTuple):
@@ -218,7 +222,7 @@ def test_a_run_of_format_1_is_read_and_goes_on(launch: "Launch", tmp_path: Path)
         {"folder": "gen_000002", "ok": True, "problems": [], "lost": []}
     ]
     found = json.loads(launch(0, "inspect", run, "--json").stdout)
-    assert (found["generation"], found["groups"]) == (2, 2)
+    assert (found["generation"], found["groups"], found["digest"]) == (2, 2, READ_DIGEST)
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged, symlinks=True)
     told = flip_weights(damaged / "gen_000002")
@@ -226,7 +230,9 @@ def test_a_run_of_format_1_is_read_and_goes_on(launch: "Launch", tmp_path: Path)
     done = launch(0, "run", FORMAT_1 / "recipe.toml", "--output", run)
     assert done.returncode == 0, done.stderr
     assert "gen_000002 is verified; going on from generation 2" in done.stdout
-    # Last bits differ between processors, so a second one on this machine says what is right.
+    found = json.loads(launch(0, "inspect", run, "--json").stdout)
+    assert found["history"]["best"][3:] == pytest.approx(TRAINED_BEST, rel=1e-4)
+    # Which bits are right on this processor says another number of groups.
     again = tmp_path / "again"
     shutil.copytree(FORMAT_1, again, symlinks=True)
     assert launch(2, "run", FORMAT_1 / "recipe.toml", "--output", again).returncode == 0

@@ -139,8 +139,10 @@ def test_every_chart_draws_the_run(run: Path, show: Open) -> None:
     assert len(traces(page, "optimizers")) == len(used)
     assert chart(page, "optimizers").locator(".bars .point path").count() == len(used) * 5
     names = [t["name"] for t in traces(page, "seconds")]
-    assert names[:2] == ["SGD step", "evolution step, the rest"]
-    assert {"scoring children", "making children", "planning"} <= set(names)
+    assert names[0] == "SGD step"
+    assert "evolution step" not in names, "what an older version timed as one"
+    of_the_step = {"scoring children", "making children", "planning", "evolution step, the rest"}
+    assert of_the_step <= set(names)
     assert sum(len(t["x"]) for t in traces(page, "settings")) == len(history.steps) == 8 * 4
     assert len(traces(page, "children")[0]["x"]) == 4
     told = chart(page, "family").evaluate("e => e.data.at(-1).text")

@@ -268,7 +268,7 @@ def test_a_generation_is_an_sgd_step_evolution_steps_a_checkpoint_and_a_report(
     assert one.population.generation == 2
     assert [row.generation for row in one.history.rows] == [1, 2]
     for row in one.history.rows:
-        assert set(row.seconds) == {"sgd", "idle", "evolution", "diversity", "checkpoint"}
+        assert set(row.seconds) == {"sgd", "idle", "evolution_rest", "diversity", "checkpoint"}
         assert all(value >= 0.0 for value in row.seconds.values())
 
 
@@ -285,7 +285,7 @@ def test_the_baselines_have_no_evolution_step(loop: MakeLoop, method: str) -> No
     one = loop(method=method, generations=2, single={"learning_rate": 0.1})
     assert one.run() is None
     assert not any(event.startswith("evolution") for event in one.events)
-    assert all("evolution" not in row.seconds for row in one.history.rows)
+    assert all(row.evolution_seconds is None for row in one.history.rows)
 
 
 def test_fine_tuning_is_one_more_generation_without_evolution(loop: MakeLoop) -> None:

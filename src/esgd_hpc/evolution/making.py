@@ -39,7 +39,7 @@ class Maker:
         self,
         part: Part,
         use: Callable[[Child, Weights | None], None],
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool],
     ) -> None:
         """Call `use` with each of the group's children, made when its parents have come.
 

@@ -7,7 +7,7 @@
     sgd: "SGD step", evolution: "evolution step", diversity: "diversity",
     final_scores: "final scores", checkpoint: "checkpoint", idle: "waiting in the SGD step",
     scoring: "scoring children", making: "making children", exchange: "waiting for parents",
-    planning: "planning",
+    planning: "planning", evolution_rest: "evolution step, the rest",
   };
   const ORIGIN_SYMBOLS = { initial: "square", anchor: "diamond" };
   // Name of a colour, dashes of lines, sign in the legend.
@@ -21,7 +21,7 @@
   const VARIANT_COLORS = ["run-4", "run-5", "run-6", "run-7"];
   const NUM_RUN_COLORS = 8;
   const RUN_SYMBOLS = ["circle", "square", "diamond", "cross"];
-  const NUM_PHASE_COLORS = 10;
+  const NUM_PHASE_COLORS = 11;
   // In the drawing of a family the SGD step takes this part of a generation, evolution the rest.
   const SGD_PART = 0.55;
   const narrow = window.matchMedia("(max-width: 48rem)");
@@ -356,8 +356,7 @@
     const traces = phases.flatMap((phase, place) => {
       const values = run.rows.seconds[phase];
       const tone = color(`phase-${place % NUM_PHASE_COLORS}`);
-      const isRest = phase === "evolution" && "scoring" in run.rows.seconds;
-      const name = isRest ? "evolution step, the rest" : PHASES[phase] || phase;
+      const name = PHASES[phase] || phase;
       return values ? [bars(x, values, name, tone, "%{y:.3~g} s")] : [];
     });
     const say = (place) =>
