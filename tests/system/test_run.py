@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from os.path import samefile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -453,8 +454,10 @@ def test_a_signal_while_the_run_starts_is_remembered(launch: "Launch", tmp_path:
 
 
 def wait_for_rank(launcher: int) -> int:
+    """Wait until a rank runs a program of its own: until then it has its launcher's handlers."""
     deadline = time.monotonic() + 60
-    while not (ranks := ranks_of(launcher)):
+    program = Path(f"/proc/{launcher}/exe")
+    while not (ranks := ranks_of(launcher)) or samefile(program, f"/proc/{ranks[0]}/exe"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return ranks[0]
