@@ -17,6 +17,7 @@ from esgd_hpc.config import Recipe
 from esgd_hpc.data.batches import training_shards
 from esgd_hpc.learner import IndividualFailed, gradient
 from esgd_hpc.learner.network import NetworkLearner
+from esgd_hpc.learner.optimizer import Optimizer
 from esgd_hpc.parallel.agreement import closed_together
 from esgd_hpc.parallel.averaging import Averaging, resolve, start
 from esgd_hpc.parallel.averaging.horovod import is_installed
@@ -325,16 +326,16 @@ class Failing(Watched):
         return dict(super().score(model, batch))
 
 
-class FailingStep(torch.optim.SGD):
+class FailingStep(Optimizer):
     """An optimizer that runs out of memory on the last rank, in its last step of an epoch."""
 
     steps = 0
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, learning_rate: float) -> None:
         self.steps += 1
         if self.steps == 5 and WORLD.rank == WORLD.size - 1:
             raise torch.OutOfMemoryError("no memory for the momentum")
-        super().step()
+        super().step(learning_rate)
 
 
 @pytest.mark.usefixtures("sending")
@@ -349,7 +350,7 @@ def test_one_failing_rank_fails_the_individual_on_all(group: Averaging, how: str
     task.armed = True
     optimizer = learner.optimizer(SGD)
     if how == "step":
-        optimizer = FailingStep(learner._parameters, lr=0.1)
+        optimizer = FailingStep(learner._parameters, SGD)
     with pytest.raises(IndividualFailed) as failed:
         learner.train_epoch(optimizer, SGD, 1, 1, 1)
     told = [text for text in WORLD.allgather(str(failed.value)) if text]

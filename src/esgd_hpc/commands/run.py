@@ -1,6 +1,7 @@
 """`esgd run`: train over the ranks of MPI_COMM_WORLD, with exit statuses for job scripts."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -33,6 +34,7 @@ def execute(arguments: argparse.Namespace) -> int:
     check_world(world.size, os.environ, library_version())
     try:
         status = _run(arguments, world, stop, save, started)
+        gc.freeze()  # the process ends without looking through all of torch for garbage
         keep_status()
         return status
     except EsgdError as error:

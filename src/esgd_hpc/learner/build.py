@@ -11,6 +11,7 @@ from esgd_hpc.config import Drawn, Recipe
 from esgd_hpc.data.store import missing_data
 from esgd_hpc.device import device_name
 from esgd_hpc.errors import InputError
+from esgd_hpc.heap import keep_freed_memory
 from esgd_hpc.learner import Built
 from esgd_hpc.learner.network import NetworkLearner
 from esgd_hpc.parallel import averaging
@@ -37,6 +38,8 @@ def network_learner(recipe: Recipe, topology: Topology, task: Task | None) -> It
     world = topology.world
     device = device_of_rank(recipe.topology, topology)
     _refuse_different(world, "ranks compute on different kinds of device", device.type)
+    if device.type == "cpu":
+        keep_freed_memory()
     with (
         closed_together(_start_averaging(recipe, topology, device)) as group,
         closed_together(NodeMemory(topology.node)) as memory,

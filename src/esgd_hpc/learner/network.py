@@ -5,7 +5,6 @@ Ranks of a group call the collective methods together. An exception on one of th
 at the end of the gradient.
 """
 
-import copy
 import logging
 import math
 import zlib
@@ -25,6 +24,7 @@ from esgd_hpc.fitness import MetricSum, evaluate, seed_global_generators
 from esgd_hpc.genome import Genome, weights_of
 from esgd_hpc.learner import IndividualFailed, Score, told
 from esgd_hpc.learner.gradient import GroupGradient, Sums
+from esgd_hpc.learner.optimizer import Optimizer, State
 from esgd_hpc.population import Draw, HyperparameterValue, Weights
 from esgd_hpc.tasks.base import Data, Task
 
@@ -61,10 +61,8 @@ class NetworkLearner:
         self.layout = self._genome.layout
         self._parameters = list(self._genome.parameters.values())
         self._kept = torch.empty_like(self._genome.flat)
-        self._kept_state: dict[str, Any] | None = None
+        self._kept_state: State | None = None
         self._score_names = ["loss", *sorted(self._score_one().keys() - {"loss"})]
-        # The first optimizer of a process imports much of torch; here it is not timed as training.
-        torch.optim.SGD(self._parameters, lr=0.0)
         self._gradient = GroupGradient(self._parameters, group) if group.size > 1 else None
 
     # Individuals ----------------------------------------------------------------------------------
@@ -85,7 +83,7 @@ class NetworkLearner:
         """Return a copy of the loaded individual's weights, shape [P]."""
         return self._genome.store()
 
-    def snapshot(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def snapshot(self, optimizer: Optimizer | None = None) -> None:
         """Keep the loaded weights and the optimizer's state, to come back to with `restore`.
 
         The weights are kept even if copying the state raises for want of memory.
@@ -94,38 +92,25 @@ class NetworkLearner:
         self._kept.copy_(self._genome.flat)
         self._kept_state = None
         if optimizer is not None:
-            self._kept_state = copy.deepcopy(optimizer.state_dict())
+            self._kept_state = optimizer.state()
 
     def kept_weights(self) -> Weights:
         """Return a copy of the weights of the last snapshot, shape [P]."""
         host: Weights = self._kept.detach().cpu().numpy()
         return host.copy() if host.ctypes.data == self._kept.data_ptr() else host
 
-    def restore(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def restore(self, optimizer: Optimizer | None = None) -> None:
         """Bring weights, buffers and optimizer state back to those of the last snapshot."""
         with self._genome.overwriting() as flat:
             flat.copy_(self._kept)
         if optimizer is not None and self._kept_state is not None:
-            optimizer.load_state_dict(self._kept_state)
+            optimizer.restore(self._kept_state)
 
     # Training -------------------------------------------------------------------------------------
 
-    def optimizer(self, draw: Draw) -> torch.optim.Optimizer:
+    def optimizer(self, draw: Draw) -> Optimizer:
         """Return a new optimizer for the loaded individual, with the drawn hyper-parameters."""
-        if draw.optimizer == "adam":
-            return torch.optim.Adam(
-                self._parameters,
-                lr=draw.learning_rate,
-                betas=(0.9, 0.999),
-                weight_decay=draw.weight_decay,
-            )
-        return torch.optim.SGD(
-            self._parameters,
-            lr=draw.learning_rate,
-            momentum=draw.momentum,
-            nesterov=draw.nesterov,
-            weight_decay=draw.weight_decay,
-        )
+        return Optimizer(self._parameters, draw)
 
     def configure(self, hyperparameters: Mapping[str, HyperparameterValue]) -> None:
         """Apply what was drawn for the task to the model."""
@@ -135,7 +120,7 @@ class NetworkLearner:
 
     def train_epoch(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         draw: Draw,
         generation: int,
         epoch: int,
@@ -148,8 +133,6 @@ class NetworkLearner:
         prepare comes with its `failure`. Raises IndividualFailed on every rank of the group if one
         of them failed.
         """
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = draw.learning_rate
         stream = rng.stream(self._recipe.seed, generation, epoch, uid, rng.Purpose.SAMPLE_ORDER)
         self._seed(generation, epoch, uid, rng.Purpose.DROPOUT, self._group.rank)
         self._model.train()
@@ -167,7 +150,7 @@ class NetworkLearner:
             pulse.progress()
             if not failure:
                 try:
-                    self._gradient_of(next(batches), step.share, optimizer)
+                    self._gradient_of(next(batches), step.share)
                 except Exception as error:
                     failure = told(error)
             if self._gradient:
@@ -175,14 +158,15 @@ class NetworkLearner:
             elif failure:
                 raise IndividualFailed(failure)
             try:
-                self._update(optimizer, draw.learning_rate, step.learning_rate_scale)
+                self._update(optimizer, draw.learning_rate * step.learning_rate_scale)
             except Exception as error:
                 failure = told(error)
         self._average_buffers()
         return self._score(failure)
 
-    def _gradient_of(self, batch: Any, share: float, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def _gradient_of(self, batch: Any, share: float) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
         loss = None
         if batch is not None:  # a rank may have no sample of an uneven last batch
             loss = self._task.loss(self._model, self._task.augment(batch))
@@ -193,17 +177,10 @@ class NetworkLearner:
         elif loss is not None:
             loss.backward()
 
-    def _update(self, optimizer: torch.optim.Optimizer, learning_rate: float, scale: float) -> None:
+    def _update(self, optimizer: Optimizer, learning_rate: float) -> None:
         if self._recipe.sgd.gradient_clip > 0.0:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.sgd.gradient_clip)
-        if scale == 1.0:
-            optimizer.step()
-            return
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate * scale
-        optimizer.step()
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate
+        optimizer.step(learning_rate)
 
     def score(self, *, recalibrate: bool = False) -> Score:
         """Score the loaded individual, after estimating its BatchNorm statistics anew if asked.
