@@ -84,36 +84,32 @@ class Parts(msgspec.Struct, frozen=True):
     roots: list[Root]
     work: Work
     network: Network
+    waiting: dict[int, float]
+    """Ranks on this machine to how many times as long rank 0 takes while the others wait."""
 
     def root(self, groups: int, children: int = CHILDREN) -> Root:
         """Return what was measured for just so many groups."""
         return next(r for r in self.roots if (r.groups, r.children) == (groups, children))
 
 
-class Shared(msgspec.Struct, frozen=True):
-    """What is fitted: what it costs that ranks share cores. A rank that has a core has none."""
-
-    slower: float
-    """By how much each rank that waits slows rank 0 down, relative."""
-    turn: float
-    """Seconds a rank and generation: turns until all have heard and answered."""
-
-
 class Terms(msgspec.Struct, frozen=True):
     """A generation of ranks that share cores, in seconds."""
 
     root: float
-    """Rank 0 alone."""
+    """Rank 0 alone, slowed down by those that wait."""
     work: float
     """What all ranks do, on the cores that there are."""
     messages: float
     """Vectors between groups: they are copied by the cores as well."""
     ranks: int
 
-    def seconds(self, shared: Shared) -> float:
-        """Return the seconds of a generation."""
-        waiting = (self.ranks - 1) * shared.slower * self.root + self.ranks * shared.turn
-        return self.root + self.work + self.messages + waiting
+    def known(self) -> float:
+        """Return the sum of what is measured by itself."""
+        return self.root + self.work + self.messages
+
+    def seconds(self, turn: float) -> float:
+        """Return the seconds of a generation, with `turn` seconds for each rank to be reached."""
+        return self.known() + self.ranks * turn
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -158,15 +154,19 @@ def main() -> None:
     print(
         "Seconds of a generation besides training, from its parts. Rank 0's part is measured"
         f" without MPI, by processor time, for up to {max(r.groups for r in parts.roots):,} groups;"
-        " work of a rank and messages each by themselves. Only what sharing cores costs is fitted,"
-        f" to the medians of `bench/{arguments.json.name}` with fewer than {arguments.check} ranks"
-        " and the smaller P; the others are predicted."
+        " work of a rank and messages each by themselves, all cores at work. Ranks that share cores"
+        " slow each other down while they wait: how much, a program shows in which rank 0 computes"
+        " and all others wait for a broadcast. One number is fitted, the turns of ranks on a core"
+        f" until all are reached: to the medians of `bench/{arguments.json.name}` with fewer than"
+        f" {arguments.check} ranks and the smaller P; the others are predicted."
         f" By `{this_command()}`.\n"
     )
     print(table(["measured by itself", "value", "unit"], part_rows(parts)) + "\n")
-    shared, fitted = fit(measured, parts, arguments.check)
-    print(table(["fitted: what sharing cores costs", "value", "unit"], shared_rows(shared)) + "\n")
-    print_errors(measured, parts, shared, fitted)
+    waits = parts.waiting.items()
+    print(table(["ranks that share the cores", *(str(n) for n, _ in waits)], [waiting_row(parts)]))
+    turn, fitted = fit(measured, parts, arguments.check)
+    print(f"\nFitted: {1e3 * turn:.1f} ms a rank and generation, for turns on a core.\n")
+    print_errors(measured, parts, turn, fitted)
     print(table(["rank 0 alone, s; groups:", *root_heads(parts)], root_rows(parts)) + "\n")
     print_cluster(parts, cluster, several, arguments)
 
@@ -179,7 +179,7 @@ def measure(measured: Measured, several: Sequence[int]) -> Parts:
     groups = sorted({*ROOT_SIZES, *several, *(job.ranks for job in measured.jobs)})
     sizes = [f"{number}:{CHILDREN}" for number in groups] + [f"{several[-1]}:{FEWER}"]
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
+        found: dict[str, Any] = {}
         for what in ("work", "network", "root"):
             tell(f"{what} ...")
             report = Path(folder) / "report.json"
@@ -187,8 +187,18 @@ def measure(measured: Measured, several: Sequence[int]) -> Parts:
             words = [PARTS, what, str(report), *options]
             seconds_of(on_ranks(2, *words) if what == "network" else [sys.executable, *words])
             found[what] = json.loads(report.read_text())
-    parts = {"roots": found["root"], "work": found["work"], "network": found["network"]}
+        for ranks in sorted({job.ranks for job in measured.jobs}):
+            tell(f"{ranks} ranks that wait ...")
+            report = Path(folder) / "waiting.json"
+            seconds_of(on_ranks(ranks, PARTS, "waiting", str(report)))
+            found.setdefault("waiting", {})[ranks] = json.loads(report.read_text())
+    parts = {"roots": found.pop("root"), **found}
     return msgspec.convert(parts, Parts)
+
+
+def waiting_row(parts: Parts) -> list[str]:
+    """Return the row of how much ranks that wait slow rank 0 down."""
+    return ["rank 0 computes so many times as long", *(f"{w:.2f}" for w in parts.waiting.values())]
 
 
 def part_rows(parts: Parts) -> list[list[str]]:
@@ -243,67 +253,52 @@ def terms_of(job: Job, cores: int, parts: Parts) -> Terms:
     each = parts.work.seconds(job.parameters, (job.offspring + chosen) / job.ranks) + root.heard
     at_once = min(cores, job.ranks)
     return Terms(
-        root=root.total(),
+        root=root.total() * parts.waiting[job.ranks],
         work=job.ranks * each / at_once,
         messages=parts.network.seconds(moved, 4 * job.parameters * moved) / at_once,
         ranks=job.ranks,
     )
 
 
-def fit(measured: Measured, parts: Parts, check: int) -> tuple[Shared, list[Job]]:
-    """Return what sharing cores costs, neither part below 0, and the jobs that it is fitted to.
+def fit(measured: Measured, parts: Parts, check: int) -> tuple[float, list[Job]]:
+    """Return the seconds of a turn, at least 0, and the jobs that they are fitted to.
 
     Least squares of relative errors.
     """
     small = min(job.parameters for job in measured.jobs)
     jobs = [j for j in measured.jobs if j.ranks < check and j.parameters == small]
-    if len(jobs) < 2:
-        raise SystemExit(f"jobs with fewer than {check} ranks: {len(jobs)}; the fit needs two")
+    if not jobs:
+        raise SystemExit(f"no jobs with fewer than {check} ranks; the fit needs some")
     seconds = np.array([job.seconds() for job in jobs])
-    terms = [terms_of(job, measured.cores, parts) for job in jobs]
-    known = np.array([t.root + t.work + t.messages for t in terms])
-    columns = np.array([[(t.ranks - 1) * t.root, t.ranks] for t in terms]) / seconds[:, None]
-    missing = (seconds - known) / seconds
-    tried = []
-    for used in ([0, 1], [0], [1]):
-        values = np.zeros(2)
-        values[used] = np.linalg.lstsq(columns[:, used], missing)[0]
-        if values.min() >= 0.0:
-            error = float(np.square(columns @ values - missing).sum())
-            tried.append((error, Shared(*map(float, values))))
-    best = min(tried, key=lambda pair: pair[0])[1] if tried else Shared(0.0, 0.0)
-    return best, jobs
+    known = np.array([terms_of(job, measured.cores, parts).known() for job in jobs])
+    ranks = np.array([job.ranks for job in jobs]) / seconds
+    turn = float(ranks @ (1.0 - known / seconds) / (ranks @ ranks))
+    return max(0.0, turn), jobs
 
 
-def shared_rows(shared: Shared) -> list[list[str]]:
-    """Return the rows of what was fitted."""
-    return [
-        ["rank 0 is slower", f"{100 * shared.slower:.2f}", "% for each rank that waits"],
-        ["turns of ranks", f"{1e3 * shared.turn:.2f}", "ms a rank and generation"],
-    ]
-
-
-def print_errors(measured: Measured, parts: Parts, shared: Shared, fitted: Sequence[Job]) -> None:
+def print_errors(measured: Measured, parts: Parts, turn: float, fitted: Sequence[Job]) -> None:
     """Print what the model says of each job, and how far off it is."""
     rows, errors = [], {}
     for job in measured.jobs:
         terms = terms_of(job, measured.cores, parts)
-        said, seconds = terms.seconds(shared), job.seconds()
+        said, seconds = terms.seconds(turn), job.seconds()
         error = 100 * (said / seconds - 1)
         if job not in fitted:
             errors[f"{job.ranks} ranks, P = {job.parameters:,}"] = error
-        sharing = said - terms.root - terms.work - terms.messages
         rows.append(
             [
                 f"{job.ranks}, P = {job.parameters:,}",
-                *(f"{t:.3f}" for t in (terms.root, terms.work, terms.messages, sharing)),
+                *(
+                    f"{t:.3f}"
+                    for t in (terms.root, terms.work, terms.messages, said - terms.known())
+                ),
                 f"{said:.2f}",
                 f"{seconds:.2f}",
                 f"{error:+.0f}",
                 "fitted" if job in fitted else "**predicted**",
             ]
         )
-    heads = ["ranks", "rank 0", "work", "vectors", "sharing cores"]
+    heads = ["ranks", "rank 0", "work", "vectors", "turns"]
     print(table([*heads, "model, s", "measured, s", "error, %", ""], rows) + "\n")
     told = "; ".join(f"{name} {error:+.0f} %" for name, error in errors.items())
     missed = sum(abs(error) > BOUND for error in errors.values())

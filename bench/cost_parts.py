@@ -3,17 +3,23 @@
     python bench/cost_parts.py root REPORT --sizes GROUPS:CHILDREN,...
     python bench/cost_parts.py work REPORT
     mpiexec -n 2 python bench/cost_parts.py network REPORT
+    mpiexec -n RANKS python bench/cost_parts.py waiting REPORT
 
 `root`: what rank 0 does for all, without MPI, by groups and children a parent. `work`: what each
-rank does for its own individuals and children. `network`: messages between two ranks. Seconds of
-`root` and `work` are processor time. REPORT is a JSON file.
+rank does for its own individuals and children. `network`: messages between two ranks. `waiting`:
+how many times as long rank 0 computes while all others wait for it. Seconds of `root` and `work`
+are processor time, while all other cores compute as well. REPORT is a JSON file.
 """
 
 import argparse
 import json
+import os
 import pickle
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -43,6 +49,14 @@ REPEATS = 15
 MESSAGES = 2000
 LARGE = 10_000_000
 """float32 places of the messages that show the bandwidth."""
+COMPUTING, PAUSE = 0.3, 0.2
+"""Seconds for which rank 0 computes while others wait, and before it."""
+OTHER = """
+import numpy
+random = numpy.random.default_rng()
+while True:
+    random.standard_normal(1_000_000, dtype=numpy.float32)
+"""
 
 T = TypeVar("T")
 
@@ -50,18 +64,35 @@ T = TypeVar("T")
 def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("root", "work", "network"))
+    parser.add_argument("what", choices=("root", "work", "network", "waiting"))
     parser.add_argument("report", type=Path)
     parser.add_argument("--sizes", default="")
     arguments = parser.parse_args()
     found: Any
     if arguments.what == "root":
         pairs = [map(int, size.split(":")) for size in arguments.sizes.split(",")]
-        found = [root(groups, children) for groups, children in pairs]
+        with all_cores_busy():
+            found = [root(groups, children) for groups, children in pairs]
+    elif arguments.what == "work":
+        with all_cores_busy():
+            found = work()
     else:
-        found = {"work": work, "network": network}[arguments.what]()
+        found = {"network": network, "waiting": waiting}[arguments.what]()
     if found is not None:
         arguments.report.write_text(json.dumps(found))
+
+
+@contextmanager
+def all_cores_busy() -> Iterator[None]:
+    """Let all cores but one draw normal numbers during the block."""
+    others = len(os.sched_getaffinity(0)) - 1
+    processes = [subprocess.Popen([sys.executable, "-c", OTHER]) for _ in range(others)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 class Watch:
@@ -272,6 +303,27 @@ def network() -> dict[str, float] | None:
     if comm.rank:
         return None
     return {"latency": latency, "bandwidth": 4 * LARGE / (large - latency)}
+
+
+def waiting() -> float | None:
+    """Return how many times as long rank 0 computes while the others wait, on rank 0, the median.
+
+    They wait as in a run, in a broadcast.
+    """
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    found = []
+    for _ in range(5):
+        comm.barrier()
+        if comm.rank == 0:
+            time.sleep(PAUSE)  # until all wait
+            started, end = time.perf_counter(), time.process_time() + COMPUTING
+            while time.process_time() < end:
+                pass
+            found.append((time.perf_counter() - started) / COMPUTING)
+        comm.bcast(None)
+    return None if comm.rank else max(1.0, median(found))
 
 
 if __name__ == "__main__":
