@@ -36,7 +36,7 @@ STAGES = {
     "what all runs need is imported": "locking",
     "torch is imported": "looking for GPUs",
     "data is read, once a node": READ,
-    "the network is built, which imports more of torch": "making the initial population",
+    "the network is built": "making the initial population",
     "the population is scored, **the first SGD step begins**": "training individual",
 }
 """What is told of, and how the moment's name begins that bench/startup_rank.py noted."""
@@ -78,7 +78,6 @@ def main() -> None:
         for words, moment in STAGES.items():
             if recipe == NULL and moment in OF_NETWORKS:
                 continue
-            words = words.partition(", which imports")[0] if recipe == NULL else words
             cells = [spread([last(run, moment) for run in runs[recipe, n]]) for n in several]
             rows.append([words, *cells])
         print(table([f"`{recipe}`, ranks:", *map(str, several)], rows) + "\n")
