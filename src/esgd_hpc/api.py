@@ -110,7 +110,8 @@ def run(
 
     Raises InputError and RunError on every rank together. Any other exception is raised on its
     rank alone, and the others may wait for it: start programs under `python -m mpi4py`, which then
-    aborts the world. Leaves torch's number of threads and the seeds of global generators changed.
+    aborts the world. Leaves torch's number of threads, the seeds of global generators and, on CPUs,
+    the C library's thresholds for giving memory back (`heap.py`) changed.
     """
     progress = progress or Silent()
     started = time.monotonic() if started is None else started
